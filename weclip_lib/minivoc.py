@@ -34,6 +34,7 @@ Part = tuple[Points, int]  # a polygon in the unit square [-1, 1], and the role 
 
 SUPERSAMPLE = 2
 ROLES = 4
+SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}  # streams; config.Pretraining has its own
 TEMPLATES = (
     "a clean origami {}.",
     "a photo of {}.",

@@ -1,0 +1,133 @@
+"""Pure tensor maths on patches: transition matrices, CAM propagation, boxes, affinity labels.
+
+Everything is batched over images and needs neither weights nor data.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from weclip_lib.labels import IGNORE_INDEX
+
+
+def min_max(maps: Float[Tensor, "*batch height width"]) -> Float[Tensor, "*batch height width"]:
+    """Scale every map to about [0, 1]: (x - min) / (1e-7 + max of the shifted map).
+
+    Source: official clip/clip_tool.py scale_cam_image; REFERENCE 12. A constant map becomes 0.
+    """
+    shifted = maps - maps.amin(dim=(-2, -1), keepdim=True)
+    return shifted / (1e-7 + shifted.amax(dim=(-2, -1), keepdim=True))
+
+
+def transition_matrix(
+    attention: Float[Tensor, "batch patch patch"], *, rounds: int = 3
+) -> Float[Tensor, "batch patch patch"]:
+    """Turn attention between patches into a symmetric transition matrix (Sinkhorn).
+
+    Each round divides by the column sums, then by the row sums; the result is symmetrised and
+    squared once. Source: official clip/clip_tool.py compute_trans_mat; REFERENCE 21.
+
+    Args:
+        attention: Non-negative, rows are queries, no class token.
+        rounds: Number of column-and-row normalisations.
+    """
+    matrix = attention
+    for _ in range(rounds):
+        matrix = matrix / matrix.sum(dim=-2, keepdim=True)
+        matrix = matrix / matrix.sum(dim=-1, keepdim=True)
+    matrix = (matrix + matrix.transpose(-2, -1)) / 2
+    return matrix @ matrix
+
+
+def box_mask(
+    cam: Float[Tensor, "batch cls grid_h grid_w"], threshold: float, *, keep_last: bool = True
+) -> Bool[Tensor, "batch cls grid_h grid_w"]:
+    """True inside the bounding box of every 8-connected part of `cam` above the threshold.
+
+    The comparison is made on 255 levels, as in the official code: floor(255 * cam) is strictly
+    above floor(255 * threshold). Source: official clip/clip_tool.py and utils scoremap2bbox;
+    REFERENCE 13, 18, 19. An empty map gives an empty mask.
+
+    Args:
+        cam: In [0, 1].
+        threshold: In [0, 1]; published: 0.4 for VOC, 0.7 for COCO.
+        keep_last: Whether boxes that touch the right or lower edge keep their last column or
+            row; the official code loses it.
+    """
+    height, width = cam.shape[-2:]
+    above = (cam * 255).floor() > int(threshold * 255)
+    rows = torch.arange(height, device=cam.device)[:, None].expand(height, width)
+    columns = torch.arange(width, device=cam.device).expand(height, width)
+    outside = -(height + width)
+    # Each pixel above carries its part's (-top, -left, bottom, right), grown by max-pooling.
+    own = torch.stack([-rows, -columns, rows, columns]).to(cam.dtype)
+    extent = torch.where(above.flatten(0, 1)[:, None], own, outside)
+    while True:
+        grown = F.max_pool2d(extent, 3, stride=1, padding=1)
+        grown = torch.where(above.flatten(0, 1)[:, None], grown, outside)
+        if torch.equal(grown, extent):
+            break
+        extent = grown
+    top, left, bottom, right = (extent * extent.new_tensor([-1, -1, 1, 1])[:, None, None]).unbind(1)
+    last = 0 if keep_last else 1
+    bottom, right = (bottom + 1).clamp(max=height - last), (right + 1).clamp(max=width - last)
+    # Boxes as corner marks, filled by two cumulative sums.
+    marks = extent.new_zeros(len(extent), (height + 1) * (width + 1))
+    weight = above.flatten(0, 1).flatten(1).to(cam.dtype)
+    corners = ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1))
+    for y, x, sign in corners:
+        place = (y * (width + 1) + x).flatten(1).long()
+        marks.scatter_add_(1, torch.where(weight > 0, place, 0), sign * weight)
+    filled = marks.view(-1, height + 1, width + 1).cumsum(1).cumsum(2)[:, :height, :width]
+    return (filled > 0.5).view(cam.shape)
+
+
+def propagate_cam(
+    cam: Float[Tensor, "batch cls grid_h grid_w"],
+    transition: Float[Tensor, "batch patch patch"],
+    mask: Bool[Tensor, "batch cls grid_h grid_w"],
+) -> Float[Tensor, "batch cls grid_h grid_w"]:
+    """Spread each class map, cut to its boxes, along patch affinity.
+
+    The mask cuts what is spread, not where it goes: the result may leave the boxes.
+    Source: official clip/clip_tool.py:185-191; REFERENCE 20.
+
+    Raises:
+        ValueError: If the grid does not hold exactly `patch` cells.
+    """
+    grid_h, grid_w = cam.shape[-2:]
+    if grid_h * grid_w != transition.shape[-1]:
+        raise ValueError(
+            f"a {grid_h}x{grid_w} CAM has {grid_h * grid_w} cells but the transition matrix "
+            f"has {transition.shape[-1]} patches: make both from the same image"
+        )
+    inside = rearrange(cam * mask, "b c h w -> b (h w) c")
+    return rearrange(transition @ inside, "b (h w) c -> b c h w", h=grid_h)
+
+
+def radius_mask(
+    grid_h: int, grid_w: int, radius: int, device: torch.device | None = None
+) -> Bool[Tensor, "patch patch"]:
+    """Pairs of patches at most `radius` patches apart along both axes (Chebyshev)."""
+    y = torch.arange(grid_h, device=device).repeat_interleave(grid_w)
+    x = torch.arange(grid_w, device=device).repeat(grid_h)
+    return ((y[:, None] - y).abs() <= radius) & ((x[:, None] - x).abs() <= radius)
+
+
+def affinity_labels(
+    label: Int[Tensor, "batch height width"], grid: tuple[int, int], *, radius: int = 8
+) -> Int[Tensor, "batch patch patch"]:
+    """1 where two patches have the same label, 0 where not, IGNORE_INDEX where not to be judged.
+
+    A patch has the label of its top-left pixel (nearest resize). Pairs with an ignored patch or
+    further apart than `radius` patches are ignored; a patch is paired with itself.
+    Source: official utils cams_to_affinity_label, get_mask_by_radius; REFERENCE 36.
+    """
+    patches = F.interpolate(label[:, None].float(), size=grid, mode="nearest").flatten(1).long()
+    ignored = patches == IGNORE_INDEX
+    target = (patches[:, :, None] == patches[:, None, :]).long()
+    far = ~radius_mask(*grid, radius, device=label.device)
+    target[ignored[:, :, None] | ignored[:, None, :] | far] = IGNORE_INDEX
+    return target

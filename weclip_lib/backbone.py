@@ -1,0 +1,174 @@
+"""Frozen CLIP: images to patch tokens and attention per block, prompts to text embeddings.
+
+Any open_clip vision transformer with a class token. Blocks count from 0; the last one is left
+to `cam.py`, as in the official code, where it runs only inside Grad-CAM (REFERENCE 1).
+"""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+MINICLIP_FOLDER = Path(__file__).resolve().parents[1] / "data" / "miniclip"
+open_clip.add_model_config(MINICLIP_FOLDER / "MiniCLIP.json")
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the frozen blocks 0 to L-2 say about a batch of images."""
+
+    tokens: Float[Tensor, "block batch token width"]  # class token first, then patches row-major
+    attention: Float[Tensor, "block batch token token"]  # mean over heads; rows are queries
+    grid: tuple[int, int]  # patches: (grid_h, grid_w), token = 1 + grid_h * grid_w
+
+
+def embed(visual: nn.Module, images: Float[Tensor, "batch 3 height width"]) -> tuple[Tensor, tuple]:
+    """Patch and position embedding, up to the first block; gradients flow.
+
+    Positions are resized bilinearly without antialiasing, the class token's kept apart
+    (official clip/model.py; REFERENCE 3). Pixels beyond the last whole patch are dropped.
+
+    Returns:
+        Tokens (batch, 1 + grid_h * grid_w, width) and the grid (grid_h, grid_w).
+    """
+    patches = visual.conv1(images)
+    grid = tuple(patches.shape[-2:])
+    position = visual.positional_embedding
+    side = visual.grid_size
+    if grid != side:
+        plane = rearrange(position[1:], "(h w) c -> 1 c h w", h=side[0])
+        plane = F.interpolate(plane, size=grid, mode="bilinear", align_corners=False)
+        position = torch.cat([position[:1], rearrange(plane, "1 c h w -> (h w) c")])
+    patches = rearrange(patches, "b c h w -> b (h w) c")
+    class_token = visual.class_embedding.to(patches).expand(len(patches), 1, -1)
+    return visual.ln_pre(torch.cat([class_token, patches], dim=1) + position), grid
+
+
+def attend(
+    attention: nn.MultiheadAttention, inputs: Float[Tensor, "batch token width"]
+) -> tuple[Float[Tensor, "batch token width"], Float[Tensor, "batch token token"]]:
+    """Self-attention that also returns its weights, averaged over heads; gradients flow."""
+    mixed = F.linear(inputs, attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = rearrange(
+        mixed, "b n (three h d) -> three b h n d", three=3, h=attention.num_heads
+    )
+    weights = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
+    outputs = rearrange(weights @ value, "b h n d -> b n (h d)")
+    return attention.out_proj(outputs), weights.mean(dim=1)
+
+
+def run_block(
+    block: nn.Module, tokens: Float[Tensor, "batch token width"]
+) -> tuple[Float[Tensor, "batch token width"], Float[Tensor, "batch token token"]]:
+    """One pre-norm transformer block; returns its output and its head-averaged attention."""
+    attended, weights = attend(block.attn, block.ln_1(tokens))
+    tokens = tokens + block.ls_1(attended)
+    return tokens + block.ls_2(block.mlp(block.ln_2(tokens))), weights
+
+
+class Backbone(nn.Module):
+    """A frozen open_clip model; no parameter requires a gradient and it never leaves eval mode.
+
+    Attributes:
+        statistics: Per-channel (mean, std) for images in [0, 1].
+        vocabulary: Words that the training captions held, or None where they are not known.
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        tokenizer,
+        statistics: tuple[tuple[float, ...], tuple[float, ...]],
+        vocabulary: frozenset[str] | None = None,
+    ) -> None:
+        super().__init__()
+        visual = clip.visual
+        if not hasattr(visual, "class_embedding") or visual.attn_pool is not None:
+            raise ValueError(
+                f"{type(visual).__name__} has no plain class token: "
+                "choose an open_clip ViT such as ViT-B-16-quickgelu"
+            )
+        self.clip = clip.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.statistics = statistics
+        self.vocabulary = vocabulary
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in eval mode whatever the surrounding model does."""
+        return super().train(False)
+
+    @property
+    def visual(self) -> nn.Module:
+        return self.clip.visual
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.visual.transformer.resblocks
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels a side."""
+        return self.visual.patch_size[0]
+
+    @property
+    def width(self) -> int:
+        return self.visual.class_embedding.shape[0]
+
+    @property
+    def logit_scale(self) -> Float[Tensor, ""]:
+        return self.clip.logit_scale.exp()
+
+    @torch.no_grad()
+    def encode_image(self, images: Float[Tensor, "batch 3 height width"]) -> ImageFeatures:
+        """Run blocks 0 to L-2 on normalised images of any size from one patch up.
+
+        Raises:
+            ValueError: If a side is smaller than a patch.
+        """
+        if min(images.shape[-2:]) < self.patch_size:
+            raise ValueError(
+                f"images of {images.shape[-2]}x{images.shape[-1]} pixels are smaller than "
+                f"one patch of {self.patch_size}: enlarge them"
+            )
+        tokens, grid = embed(self.visual, images)
+        outputs, maps = [], []
+        for block in self.blocks[:-1]:
+            tokens, weights = run_block(block, tokens)
+            outputs.append(tokens)
+            maps.append(weights)
+        return ImageFeatures(torch.stack(outputs), torch.stack(maps), grid)
+
+    @torch.no_grad()
+    def encode_text(
+        self, names: Sequence[str], template: str = "{}"
+    ) -> Float[Tensor, "name embedding"]:
+        """Embed `template.format(name)` for every name; unit length.
+
+        Warns where a prompt holds words that the backbone's training never saw.
+        """
+        self._warn_of_unknown_words(names)
+        tokens = self.tokenizer([template.format(name) for name in names])
+        device = self.visual.class_embedding.device
+        return F.normalize(self.clip.encode_text(tokens.to(device)), dim=-1)
+
+    def _warn_of_unknown_words(self, names: Sequence[str]) -> None:
+        if self.vocabulary is None:
+            return
+        words = {word for name in names for word in name.lower().replace(",", " ").split()}
+        unknown = sorted(words - self.vocabulary)
+        if unknown:
+            warnings.warn(
+                f"this backbone was never trained on {', '.join(map(repr, unknown))}: "
+                f"scores for such prompts mean nothing; it knows {sorted(self.vocabulary)}",
+                stacklevel=3,
+            )

@@ -1,0 +1,48 @@
+"""The two training losses of WeCLIP; each also returns the counts it divided by.
+
+Source: official utils/losses.py; REFERENCE 35, 36.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from weclip_lib.labels import IGNORE_INDEX
+
+
+def segmentation_loss(
+    logits: Float[Tensor, "batch cls height width"], label: Int[Tensor, "batch height width"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "2"]]:
+    """Half the mean cross-entropy over background pixels plus half that over foreground pixels.
+
+    Differs: where a batch has no background or no foreground pixel, the official loss is NaN;
+    here that term is 0 and the other keeps its weight of one half.
+
+    Returns:
+        The loss and the numbers of (background, foreground) pixels.
+    """
+    losses = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none")
+    background = label == 0
+    foreground = ~background & (label != IGNORE_INDEX)
+    counts = torch.stack([background.sum(), foreground.sum()]).to(losses.dtype)
+    sums = torch.stack([(losses * background).sum(), (losses * foreground).sum()])
+    return (sums / counts.clamp(min=1)).sum() / 2, counts
+
+
+def affinity_loss(
+    affinity: Float[Tensor, "batch patch patch"], target: Int[Tensor, "batch patch patch"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "2"]]:
+    """Pull the affinity of equal patches to 1 and that of different ones to 0.
+
+    Args:
+        affinity: In [0, 1].
+        target: 1, 0 or IGNORE_INDEX (`affinity.affinity_labels`).
+
+    Returns:
+        The loss and the numbers of (equal, different) pairs, each plus one.
+    """
+    equal, different = target == 1, target == 0
+    counts = torch.stack([equal.sum(), different.sum()]).to(affinity.dtype) + 1
+    sums = torch.stack([((1 - affinity) * equal).sum(), (affinity * different).sum()])
+    return (sums / counts).sum() / 2, counts

@@ -1,0 +1,62 @@
+"""Confusion matrix and the scores read from it. Rows are truth, columns predictions."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from weclip_lib.labels import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All in percent; a class in neither truth nor predictions has IoU NaN."""
+
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    class_iou: Float[Tensor, "cls"]
+
+
+def confusion_matrix(
+    prediction: Int[Tensor, "*batch height width"],
+    truth: Int[Tensor, "*batch height width"],
+    class_count: int,
+) -> Int[Tensor, "cls cls"]:
+    """Count pixels by (truth, prediction); IGNORE_INDEX in the truth is not counted.
+
+    Args:
+        class_count: Background included.
+
+    Raises:
+        ValueError: If a truth or a prediction is outside 0 to class_count - 1.
+    """
+    counted = truth != IGNORE_INDEX
+    truth, prediction = truth[counted].long(), prediction[counted].long()
+    for name, values in (("truth", truth), ("prediction", prediction)):
+        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < class_count:
+            raise ValueError(
+                f"{name} holds class ids {int(values.min())} to {int(values.max())}, "
+                f"outside 0 to {class_count - 1}: check the class list and the masks"
+            )
+    pairs = truth * class_count + prediction
+    return torch.bincount(pairs, minlength=class_count**2).view(class_count, class_count)
+
+
+def scores(confusion: Int[Tensor, "cls cls"]) -> Scores:
+    """mIoU over the classes that the truth holds, and accuracies.
+
+    Predictions of classes that the truth does not hold count in the others' unions only.
+    Source: official utils/evaluate.py; REFERENCE 43.
+    """
+    table = confusion.double()
+    right, truth, predicted = table.diagonal(), table.sum(1), table.sum(0)
+    present = truth > 0
+    iou = 100 * right / (truth + predicted - right)
+    return Scores(
+        miou=iou[present].mean().item(),
+        pixel_accuracy=(100 * right.sum() / table.sum()).item(),
+        mean_accuracy=(100 * right / truth)[present].mean().item(),
+        class_iou=iou,
+    )
