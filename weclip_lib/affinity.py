@@ -6,7 +6,7 @@ Everything is batched over images and needs neither weights nor data.
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from weclip_lib.labels import IGNORE_INDEX
@@ -47,7 +47,7 @@ def box_mask(
     """True inside the bounding box of every 8-connected part of `cam` above the threshold.
 
     The comparison is made on 255 levels, as in the official code: floor(255 * cam) is strictly
-    above floor(255 * threshold). Source: official clip/clip_tool.py and utils scoremap2bbox;
+    above floor(threshold * its highest level), 101 where a CAM's highest is 254. Source: official clip/clip_tool.py and utils scoremap2bbox;
     REFERENCE 13, 18, 19. An empty map gives an empty mask.
 
     Args:
@@ -57,7 +57,8 @@ def box_mask(
             row; the official code loses it.
     """
     height, width = cam.shape[-2:]
-    above = (cam * 255).floor() > int(threshold * 255)
+    levels = (cam * 255).floor()
+    above = levels > (levels.amax(dim=(-2, -1), keepdim=True).double() * threshold).floor()
     rows = torch.arange(height, device=cam.device)[:, None].expand(height, width)
     columns = torch.arange(width, device=cam.device).expand(height, width)
     outside = -(height + width)
@@ -117,8 +118,8 @@ def radius_mask(
 
 
 def affinity_labels(
-    label: Int[Tensor, "batch height width"], grid: tuple[int, int], *, radius: int = 8
-) -> Int[Tensor, "batch patch patch"]:
+    label: Integer[Tensor, "batch height width"], grid: tuple[int, int], *, radius: int = 8
+) -> Integer[Tensor, "batch patch patch"]:
     """1 where two patches have the same label, 0 where not, IGNORE_INDEX where not to be judged.
 
     A patch has the label of its top-left pixel (nearest resize). Pairs with an ignored patch or

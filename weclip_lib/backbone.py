@@ -20,6 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 MINICLIP_FOLDER = Path(__file__).resolve().parents[1] / "data" / "miniclip"
+MINICLIP_STATISTICS = ((0.5,) * 3, (64 / 255,) * 3)
+# Differs: CLIP was trained with its own statistics; the official WeCLIP feeds it these
+# (datasets/transforms.py; REFERENCE 9).
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 open_clip.add_model_config(MINICLIP_FOLDER / "MiniCLIP.json")
 
 
@@ -172,3 +176,52 @@ class Backbone(nn.Module):
                 f"scores for such prompts mean nothing; it knows {sorted(self.vocabulary)}",
                 stacklevel=3,
             )
+
+
+def _file_hash(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+def _load_miniclip(clip: nn.Module) -> frozenset[str]:
+    """Fill `clip` with the weights that ship; returns the words of their training captions."""
+    card = json.loads((MINICLIP_FOLDER / "card.json").read_text())
+    path = MINICLIP_FOLDER / "MiniCLIP.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: restore it with `git checkout -- {path.name}`")
+    found = _file_hash(path)
+    if found != card["sha256"]:
+        raise ValueError(
+            f"{path} is not the file that ships (sha256 {found[:12]}..., "
+            f"expected {card['sha256'][:12]}...): restore it from git or run `make pretrain`"
+        )
+    clip.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    return frozenset(card["vocabulary"])
+
+
+def load_backbone(name: str, weights: str | Path) -> Backbone:
+    """Build a frozen backbone from an open_clip model name and its weights.
+
+    Args:
+        name: Of an open_clip model configuration, such as `ViT-B-16-quickgelu` or `MiniCLIP`.
+        weights: A tag of open_clip (`openai`), a local file, or `miniclip` for what ships.
+
+    Raises:
+        ValueError: If the name or the tag is unknown, or a file is not what it should be.
+        FileNotFoundError: If a file is not there.
+    """
+    if name not in open_clip.list_models():
+        raise ValueError(f"unknown backbone {name!r}: choose one of open_clip.list_models()")
+    tokenizer = open_clip.get_tokenizer(name)
+    if weights == "miniclip":
+        clip = open_clip.create_model(name, load_weights=False)
+        vocabulary = _load_miniclip(clip)
+        return Backbone(clip, tokenizer, MINICLIP_STATISTICS, vocabulary)
+    if not Path(weights).exists():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if str(weights) not in tags:
+            raise ValueError(
+                f"weights {str(weights)!r} are neither a file nor a tag of {name}: "
+                f"give a path, or one of {', '.join(tags) or 'no tags'}"
+            )
+    clip = open_clip.create_model(name, pretrained=str(weights), require_pretrained=True)
+    return Backbone(clip, tokenizer, IMAGENET_STATISTICS)

@@ -1,6 +1,207 @@
 """Class names, prompts, background prompts and colours per data set: constants only."""
 
+from dataclasses import dataclass, field
+
 IGNORE_INDEX = 255
+
+
+def _voc_colormap() -> tuple[tuple[int, int, int], ...]:
+    """The VOC devkit's palette: bits of the class id, spread over the high bits of R, G, B."""
+    colours = []
+    for class_id in range(256):
+        rgb, bits = [0, 0, 0], class_id
+        for shift in range(7, -1, -1):
+            for channel in range(3):
+                rgb[channel] |= ((bits >> channel) & 1) << shift
+            bits >>= 3
+        colours.append(tuple(rgb))
+    return tuple(colours)
+
+
+COLORMAP = _voc_colormap()  # RGB by class_id; IGNORE_INDEX is drawn in its (224, 224, 192)
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """The words of a data set. A class with no prompt of its own is prompted by its name."""
+
+    name: str
+    classes: tuple[str, ...]  # foreground, in the order of their ids 1 to C
+    backgrounds: tuple[str, ...]  # prompts of things that are never a class
+    prompts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def class_prompts(self) -> tuple[str, ...]:
+        """What stands for each class in the template."""
+        return tuple(self.prompts.get(name, name) for name in self.classes)
+
+    @property
+    def class_count(self) -> int:
+        """Foreground classes and background."""
+        return 1 + len(self.classes)
+
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+# Official clip/clip_text.py; REFERENCE, Settings.
+VOC_PROMPTS = {
+    "bird": "bird avian",
+    "chair": "chair seat",
+    "person": "person with clothes,people,human",
+    "tvmonitor": "tvmonitor screen",
+}
+VOC_BACKGROUNDS = (
+    "ground",
+    "land",
+    "grass",
+    "tree",
+    "building",
+    "wall",
+    "sky",
+    "lake",
+    "water",
+    "river",
+    "sea",
+    "railway",
+    "railroad",
+    "keyboard",
+    "helmet",
+    "cloud",
+    "house",
+    "mountain",
+    "ocean",
+    "road",
+    "rock",
+    "street",
+    "valley",
+    "bridge",
+    "sign",
+)
+
+COCO_CLASSES = (
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
+)
+# `sknowboard` is the official code's own spelling.
+COCO_PROMPTS = {
+    "person": "person with clothes,people,human",
+    "bird": "bird avian",
+    "backpack": "backpack,bag",
+    "umbrella": "umbrella,parasol",
+    "handbag": "handbag,purse",
+    "tie": "necktie",
+    "snowboard": "sknowboard",
+    "baseball glove": "glove",
+    "spoon": "dessertspoon",
+    "chair": "chair seat",
+    "tv": "tvmonitor screen",
+    "remote": "remote control",
+    "hair drier": "hairdrier,blowdrier",
+    "motorcycle": "motorbike",
+    "airplane": "aeroplane",
+    "couch": "sofa",
+    "potted plant": "pottedplant",
+    "dining table": "diningtable",
+}
+COCO_BACKGROUNDS = tuple(name for name in VOC_BACKGROUNDS if name not in ("keyboard", "sign"))
 
 MINIVOC_CLASSES = (
     "aeroplane",
@@ -18,19 +219,6 @@ MINIVOC_CLASSES = (
 )
 MINIVOC_BACKGROUNDS = ("grass", "sky", "water", "road", "wall", "sand", "snow", "railway")
 
-
-def _voc_colormap(count: int) -> tuple[tuple[int, int, int], ...]:
-    """The VOC devkit's palette: bits of the class id, spread over the high bits of R, G, B."""
-    colours = []
-    for class_id in range(count):
-        rgb, bits = [0, 0, 0], class_id
-        for shift in range(7, -1, -1):
-            for channel in range(3):
-                rgb[channel] |= ((bits >> channel) & 1) << shift
-            bits >>= 3
-        colours.append(tuple(rgb))
-    return tuple(colours)
-
-
-VOC_COLORMAP = _voc_colormap(256)
-MINIVOC_COLORMAP = VOC_COLORMAP
+VOC = LabelSet("VOC 2012", VOC_CLASSES, VOC_BACKGROUNDS, VOC_PROMPTS)
+COCO = LabelSet("COCO 2014", COCO_CLASSES, COCO_BACKGROUNDS, COCO_PROMPTS)
+MINIVOC = LabelSet("MiniVOC", MINIVOC_CLASSES, MINIVOC_BACKGROUNDS)

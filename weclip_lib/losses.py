@@ -5,14 +5,14 @@ Source: official utils/losses.py; REFERENCE 35, 36.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from weclip_lib.labels import IGNORE_INDEX
 
 
 def segmentation_loss(
-    logits: Float[Tensor, "batch cls height width"], label: Int[Tensor, "batch height width"]
+    logits: Float[Tensor, "batch cls height width"], label: Integer[Tensor, "batch height width"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "2"]]:
     """Half the mean cross-entropy over background pixels plus half that over foreground pixels.
 
@@ -31,7 +31,7 @@ def segmentation_loss(
 
 
 def affinity_loss(
-    affinity: Float[Tensor, "batch patch patch"], target: Int[Tensor, "batch patch patch"]
+    affinity: Float[Tensor, "batch patch patch"], target: Integer[Tensor, "batch patch patch"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "2"]]:
     """Pull the affinity of equal patches to 1 and that of different ones to 0.
 

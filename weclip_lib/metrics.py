@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from weclip_lib.labels import IGNORE_INDEX
@@ -20,10 +20,10 @@ class Scores:
 
 
 def confusion_matrix(
-    prediction: Int[Tensor, "*batch height width"],
-    truth: Int[Tensor, "*batch height width"],
+    prediction: Integer[Tensor, "*batch height width"],
+    truth: Integer[Tensor, "*batch height width"],
     class_count: int,
-) -> Int[Tensor, "cls cls"]:
+) -> Integer[Tensor, "cls cls"]:
     """Count pixels by (truth, prediction); IGNORE_INDEX in the truth is not counted.
 
     Args:
@@ -44,7 +44,7 @@ def confusion_matrix(
     return torch.bincount(pairs, minlength=class_count**2).view(class_count, class_count)
 
 
-def scores(confusion: Int[Tensor, "cls cls"]) -> Scores:
+def scores(confusion: Integer[Tensor, "cls cls"]) -> Scores:
     """mIoU over the classes that the truth holds, and accuracies.
 
     Predictions of classes that the truth does not hold count in the others' unions only.

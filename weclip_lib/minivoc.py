@@ -8,11 +8,12 @@ whatever process draws it.
 
 import colorsys
 import csv
+import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,15 +24,16 @@ from tqdm import tqdm
 
 from weclip_lib.config import World
 from weclip_lib.labels import (
+    COLORMAP,
     IGNORE_INDEX,
     MINIVOC_BACKGROUNDS,
     MINIVOC_CLASSES,
-    MINIVOC_COLORMAP,
 )
 
 Points = Float[np.ndarray, "point 2"]
 Part = tuple[Points, int]  # a polygon in the unit square [-1, 1], and the role of its colour
 
+DRAWING_VERSION = 1  # raised when the same seed draws another picture
 SUPERSAMPLE = 2
 ROLES = 4
 SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}  # streams; config.Pretraining has its own
@@ -523,3 +525,58 @@ def draw_many(
         return
     with ProcessPoolExecutor(processes) as pool:
         yield from pool.map(task, indices, chunksize=16)
+
+
+# --- on disk ---------------------------------------------------------------------------------
+
+
+def save_mask(mask: UInt8[np.ndarray, "height width"], path: Path) -> None:
+    """Write class ids as an indexed PNG in the VOC palette."""
+    image = Image.fromarray(mask)
+    image.putpalette([value for colour in COLORMAP for value in colour])
+    image.save(path)
+
+
+def write_voc(
+    folder: Path, counts: dict[str, int], world: World = World(), *, processes: int = 1
+) -> Path:
+    """Draw splits into a folder of VOC layout: pictures, masks, split lists, labels.csv.
+
+    A folder that is there and was drawn with the same arguments is kept as it is. The folder
+    appears under its name only when it is whole.
+
+    Args:
+        counts: Pictures per split; splits are those of `SPLIT_SEEDS`.
+
+    Raises:
+        ValueError: If the folder holds something else.
+    """
+    recipe = {"world": asdict(world), "counts": counts, "drawing": DRAWING_VERSION}
+    recipe = json.dumps(recipe, indent=1, sort_keys=True)
+    record = folder / "minivoc.json"
+    if folder.exists():
+        if record.exists() and record.read_text() == recipe:
+            return folder
+        raise ValueError(f"{folder} holds something else than this MiniVOC: move or delete it")
+    partial_folder = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (partial_folder / name).mkdir(parents=True)
+    rows = [("name", "labels")]
+    with tqdm(total=sum(counts.values()), desc="drawing MiniVOC", unit="picture") as progress:
+        for split, count in counts.items():
+            names = [f"{split}_{index:05d}" for index in range(count)]
+            scenes = draw_many(SPLIT_SEEDS[split], range(count), world, processes=processes)
+            for name, scene in zip(names, scenes, strict=True):
+                jpeg = partial_folder / "JPEGImages" / f"{name}.jpg"
+                Image.fromarray(scene.image).save(jpeg, quality=95)
+                save_mask(scene.mask, partial_folder / "SegmentationClass" / f"{name}.png")
+                rows.append((name, ";".join(scene.classes)))
+                progress.update()
+            listing = partial_folder / "ImageSets/Segmentation" / f"{split}.txt"
+            listing.write_text("".join(f"{name}\n" for name in names))
+    with (partial_folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    (partial_folder / record.name).write_text(recipe)
+    partial_folder.rename(folder)
+    return folder

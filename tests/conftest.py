@@ -1,0 +1,67 @@
+"""Shared fixtures: the deterministic small CLIP and decoder of tests/golden."""
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from tests.golden import golden_gen
+from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
+from weclip_lib.checkpoint import from_official
+from weclip_lib.config import OFFICIAL, DecoderShape
+from weclip_lib.labels import VOC
+from weclip_lib.model import WeCLIP
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def load_golden(name: str) -> dict[str, torch.Tensor]:
+    arrays = np.load(GOLDEN / f"{name}.npz")
+    return {k: torch.from_numpy(arrays[k]) for k in arrays.files if arrays[k].dtype.kind in "fiub"}
+
+
+def normalise(image_u8: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(v) * 255 for v in IMAGENET_STATISTICS)
+    return ((image_u8.float() - mean) / std).permute(2, 0, 1)
+
+
+@pytest.fixture(scope="session")
+def golden_backbone() -> Backbone:
+    small = golden_gen.SMALL
+    clip = open_clip.CLIP(
+        embed_dim=small["embed"],
+        vision_cfg=open_clip.CLIPVisionCfg(
+            layers=small["v_layers"],
+            width=small["v_width"],
+            head_width=64,
+            patch_size=small["patch"],
+            image_size=small["grid"] * small["patch"],
+        ),
+        text_cfg=open_clip.CLIPTextCfg(
+            context_length=small["ctx"],
+            vocab_size=small["vocab"],
+            width=small["t_width"],
+            heads=1,
+            layers=small["t_layers"],
+        ),
+        quick_gelu=True,
+    )
+    clip.load_state_dict({k: torch.tensor(v) for k, v in golden_gen.clip_state().items()})
+    return Backbone(clip, open_clip.get_tokenizer("ViT-B-16-quickgelu"), IMAGENET_STATISTICS)
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_backbone: Backbone) -> WeCLIP:
+    """The official preset on the golden weights, in eval mode."""
+    model = WeCLIP(golden_backbone, VOC, OFFICIAL, DecoderShape(dim=64))
+    state = {k: torch.tensor(v) for k, v in golden_gen.decoder_state().items()}
+    model.decoder.load_state_dict(from_official(state))
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Sums in a fixed order whatever the machine."""
+    torch.set_num_threads(1)

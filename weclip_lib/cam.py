@@ -1,0 +1,115 @@
+"""Softmax Grad-CAM on CLIP's last block, for all classes of a batch at once; pseudo labels.
+
+Source: official clip/clip_tool.py and pytorch_grad_cam; REFERENCE 10-14, 29, 30.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from weclip_lib import par
+from weclip_lib.affinity import min_max
+from weclip_lib.backbone import Backbone, ImageFeatures, attend
+from weclip_lib.labels import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class GradCAM:
+    """Initial CAMs and what the last block said on the way."""
+
+    cam: Float[Tensor, "batch fg grid_h grid_w"]  # in [0, 1]; 0 for absent classes
+    probabilities: Float[Tensor, "batch prompt"]  # foreground, then background; absent: 0
+    attention: Float[Tensor, "batch token token"]  # of the last block, mean over heads
+
+
+def present_classes(
+    image_labels: Float[Tensor, "batch fg"],
+) -> tuple[Integer[Tensor, "batch slot"], Bool[Tensor, "batch slot"]]:
+    """Indices of each image's classes, ascending, padded to the longest list; and which are real.
+
+    Lets a batch carry only as many maps as its richest image has classes.
+    """
+    slots = max(1, int(image_labels.sum(dim=1).max()))
+    order = image_labels.argsort(dim=1, descending=True, stable=True)[:, :slots]
+    return order, image_labels.gather(1, order) > 0
+
+
+def grad_cam(
+    backbone: Backbone,
+    features: ImageFeatures,
+    foreground: Float[Tensor, "fg embedding"],
+    background: Float[Tensor, "bg embedding"],
+    image_labels: Float[Tensor, "batch fg"],
+) -> GradCAM:
+    """Class activation maps of the classes that each image is labelled with.
+
+    The score of a class is its probability among the image's own classes and all background
+    prompts; image and text meet at the mean over patches. Activation and gradient are taken at
+    the output of the last block's first LayerNorm.
+
+    Args:
+        foreground: Unit text embeddings of the classes.
+        background: Unit text embeddings of things that are never a class.
+        image_labels: 1 for the classes in the image, else 0. All 0 is legal and gives maps of 0.
+    """
+    visual, block = backbone.visual, backbone.blocks[-1]
+    tokens = features.tokens[-1]
+    slots, real = present_classes(image_labels)
+    excluded = torch.cat([image_labels <= 0, image_labels.new_zeros(len(tokens), len(background)) > 0], 1)
+    with torch.enable_grad():
+        activation = block.ln_1(tokens).detach().requires_grad_()
+        attended, attention = attend(block.attn, activation)
+        hidden = tokens + block.ls_1(attended)
+        hidden = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
+        embedding = (visual.ln_post(hidden[:, 1:]) @ visual.proj).mean(dim=1)
+        scores = F.normalize(embedding, dim=-1) @ torch.cat([foreground, background]).T
+        scores = (backbone.logit_scale * scores).masked_fill(excluded, -torch.inf)
+        probabilities = scores.softmax(dim=-1)
+        targets = probabilities.gather(1, slots)
+        each = torch.eye(slots.shape[1]).to(targets)[:, None].expand(-1, len(tokens), -1)
+        (gradient,) = torch.autograd.grad(targets, activation, each, is_grads_batched=True)
+    channel_weights = gradient[:, :, 1:].mean(dim=2)
+    maps = torch.einsum("kbc,bnc->bkn", channel_weights, activation.detach()[:, 1:]).relu()
+    maps = rearrange(maps, "b k (h w) -> b k h w", h=features.grid[0])
+    maps = min_max(min_max(maps)) * real[..., None, None]  # twice, as published: REFERENCE 12
+    cam = maps.new_zeros(*image_labels.shape, *features.grid)
+    cam.scatter_(1, slots[..., None, None].expand_as(maps), maps)
+    return GradCAM(cam, probabilities.detach(), attention.detach())
+
+
+@torch.no_grad()
+def pseudo_label(
+    cam: Float[Tensor, "batch fg grid_h grid_w"],
+    images: Float[Tensor, "batch 3 height width"],
+    image_labels: Float[Tensor, "batch fg"],
+    *,
+    padded: Bool[Tensor, "batch height width"] | None = None,
+    par_iterations: int = 20,
+) -> Integer[Tensor, "batch height width"]:
+    """Turn CAMs into class ids per pixel: scale, enlarge, add background, PAR, argmax.
+
+    Background is 1 minus the highest class map. Source: official generate_cam_label and
+    _refine_cams; REFERENCE 29, 30.
+
+    Args:
+        images: In any linear scale of RGB, for PAR; their size is the label's.
+        padded: Pixels that are no picture; they become IGNORE_INDEX. None: there are none, or
+            they are trained on as content, as in the official code.
+        par_iterations: 0 leaves PAR out.
+    """
+    slots, real = present_classes(image_labels)
+    maps = cam.gather(1, slots[..., None, None].expand(-1, -1, *cam.shape[-2:]))
+    maps = F.interpolate(
+        min_max(maps), size=images.shape[-2:], mode="bilinear", align_corners=False
+    )
+    maps = maps * real[..., None, None]
+    maps = torch.cat([1 - maps.amax(dim=1, keepdim=True), maps], dim=1)
+    if par_iterations:
+        maps = par.refine(images, maps, iterations=par_iterations)
+    ids = F.pad(torch.where(real, slots + 1, 0), (1, 0))
+    label = ids.gather(1, maps.argmax(dim=1).flatten(1)).view(-1, *images.shape[-2:])
+    return label if padded is None else label.masked_fill(padded, IGNORE_INDEX)

@@ -1,0 +1,126 @@
+"""WeCLIP: frozen backbone, CAMs, RFM and decoder, composed. No disk, no counters, no modes."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor, nn
+
+from weclip_lib import cam, rfm
+from weclip_lib.affinity import affinity_labels, box_mask, propagate_cam, transition_matrix
+from weclip_lib.backbone import Backbone
+from weclip_lib.config import DecoderShape, Method
+from weclip_lib.decoder import Decoder
+from weclip_lib.labels import LabelSet
+from weclip_lib.losses import affinity_loss, segmentation_loss
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """All that training needs of the frozen part for a batch: the same at every step."""
+
+    tokens: Float[Tensor, "block batch patch width"]  # patches of blocks 0 to L-2
+    attention: Float[Tensor, "layer batch patch patch"]  # of all blocks, or of the last ones
+    cam: Float[Tensor, "batch fg grid_h grid_w"]  # initial CAMs in [0, 1]
+
+
+class WeCLIP(nn.Module):
+    """The single-stage model; only the decoder has parameters that train.
+
+    Args:
+        backbone: Frozen CLIP.
+        labels: Class names and background prompts.
+        method: How CAMs become pseudo labels.
+        shape: Size of the decoder.
+    """
+
+    def __init__(
+        self, backbone: Backbone, labels: LabelSet, method: Method, shape: DecoderShape
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.method = method
+        self.decoder = Decoder(
+            width=backbone.width,
+            class_count=labels.class_count,
+            block_count=len(backbone.blocks) - 1,
+            dim=shape.dim,
+            layers=shape.layers,
+            heads=shape.heads,
+            dropout=shape.dropout,
+        )
+        texts = (labels.class_prompts, labels.backgrounds)
+        foreground, background = (backbone.encode_text(t, method.template) for t in texts)
+        self.register_buffer("foreground", foreground, persistent=False)
+        self.register_buffer("background", background, persistent=False)
+
+    def freeze(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        image_labels: Float[Tensor, "batch fg"],
+    ) -> Frozen:
+        """Everything that does not depend on the decoder, without gradients."""
+        features = self.backbone.encode_image(images)
+        grad = cam.grad_cam(
+            self.backbone, features, self.foreground, self.background, image_labels
+        )
+        attention = torch.cat([features.attention, grad.attention[None]])[..., 1:, 1:]
+        return Frozen(features.tokens[:, :, 1:], attention, grad.cam)
+
+    def segment(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch cls grid_h grid_w"]:
+        """Logits on the patch grid: backbone and decoder alone, as at inference."""
+        features = self.backbone.encode_image(images)
+        return self.decoder(features.tokens[:, :, 1:], features.grid)[0]
+
+    @torch.no_grad()
+    def refine_cam(
+        self,
+        frozen: Frozen,
+        decoder_affinity: Float[Tensor, "batch patch patch"] | None,
+    ) -> Float[Tensor, "batch fg grid_h grid_w"]:
+        """Spread the initial CAMs: by RFM if the decoder's affinity is given, else statically."""
+        method = self.method
+        if decoder_affinity is None:
+            attention = rfm.static_attention(frozen.attention, last=method.static_layers)
+        else:
+            attention, _ = rfm.refine_attention(
+                frozen.attention[-method.rfm_layers :],
+                decoder_affinity.detach(),
+                rule=method.rfm_rule,
+            )
+        boxes = box_mask(frozen.cam, method.box_threshold, keep_last=method.keep_box_ends)
+        transition = transition_matrix(attention, rounds=method.sinkhorn_rounds)
+        return propagate_cam(frozen.cam, transition, boxes)
+
+    def pseudo_label(
+        self,
+        frozen: Frozen,
+        images: Float[Tensor, "batch 3 height width"],
+        image_labels: Float[Tensor, "batch fg"],
+        *,
+        decoder_affinity: Float[Tensor, "batch patch patch"] | None = None,
+        padded: Bool[Tensor, "batch height width"] | None = None,
+    ) -> Integer[Tensor, "batch height width"]:
+        """Class ids per pixel, made from image-level labels alone."""
+        return cam.pseudo_label(
+            self.refine_cam(frozen, decoder_affinity),
+            images,
+            image_labels,
+            padded=padded if self.method.ignore_padding else None,
+            par_iterations=self.method.par_iterations,
+        )
+
+    def losses(
+        self,
+        logits: Float[Tensor, "batch cls grid_h grid_w"],
+        decoder_affinity: Float[Tensor, "batch patch patch"],
+        label: Integer[Tensor, "batch height width"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Segmentation loss at label size, and affinity loss on the grid (not yet weighted)."""
+        large = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=False)
+        grid = tuple(logits.shape[-2:])
+        pairs = affinity_labels(label, grid, radius=self.method.affinity_radius)
+        return segmentation_loss(large, label)[0], affinity_loss(decoder_affinity, pairs)[0]

@@ -1,0 +1,63 @@
+"""RFM: let the decoder's affinity choose and reweight CLIP's attention maps.
+
+Source: official clip/clip_tool.py perform_single_voc_cam; REFERENCE 22-24.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Rule = Literal["absolute", "signed"]
+
+
+def select_attention(
+    attentions: Float[Tensor, "layer batch patch patch"],
+    decoder_affinity: Float[Tensor, "batch patch patch"],
+    *,
+    rule: Rule = "absolute",
+) -> Bool[Tensor, "layer batch"]:
+    """The layers whose attention differs from the affinity at most as much as the mean layer's.
+
+    Args:
+        rule: `absolute` sums |affinity - attention|, as the paper means it. `signed` sums
+            affinity - attention, as the official code does: there the affinity cancels against
+            the mean, so the choice depends on the attention alone (REFERENCE 23).
+
+    Raises:
+        ValueError: If the rule is neither.
+    """
+    if rule not in ("absolute", "signed"):
+        raise ValueError(f"unknown rule {rule!r}: choose 'absolute' or 'signed'")
+    difference = decoder_affinity - attentions
+    if rule == "absolute":
+        difference = difference.abs()
+    total = difference.sum(dim=(-2, -1))
+    return total <= total.mean(dim=0)
+
+
+@torch.no_grad()
+def refine_attention(
+    attentions: Float[Tensor, "layer batch patch patch"],
+    decoder_affinity: Float[Tensor, "batch patch patch"],
+    *,
+    rule: Rule = "absolute",
+) -> tuple[Float[Tensor, "batch patch patch"], Bool[Tensor, "layer batch"]]:
+    """Mean of the selected attention maps, times the decoder's affinity; and the selection.
+
+    Args:
+        attentions: Of the last blocks, between patches, mean over heads.
+        decoder_affinity: In [0, 1].
+    """
+    selected = select_attention(attentions, decoder_affinity, rule=rule)
+    weight = selected.to(attentions) / (selected.sum(dim=0) + 1e-5)
+    mean = torch.einsum("lb,lbij->bij", weight, attentions)
+    return mean * decoder_affinity, selected
+
+
+def static_attention(
+    attentions: Float[Tensor, "layer batch patch patch"], *, last: int = 8
+) -> Float[Tensor, "batch patch patch"]:
+    """Mean of the last attention maps: what is used before the RFM starts; published: 8."""
+    return attentions[-last:].mean(dim=0)
