@@ -18,10 +18,14 @@ from weclip_lib.affinity import (
     radius_mask,
     transition_matrix,
 )
-from weclip_lib.config import OFFICIAL
+from weclip_lib.checkpoint import from_official
+from weclip_lib.config import OFFICIAL, Budget, DecoderShape, Method
+from weclip_lib.evaluate import label_map, predict
 from weclip_lib.labels import COCO, VOC, VOC_BACKGROUNDS
 from weclip_lib.losses import affinity_loss, segmentation_loss
 from weclip_lib.metrics import confusion_matrix, scores
+from weclip_lib.model import WeCLIP
+from weclip_lib.train import build_optimizer, learning_rate
 
 CASES = ("img1", "img2")
 
@@ -63,9 +67,7 @@ def case(request, golden_model) -> Case:
     return Case(request.param, golden_model)
 
 
-@pytest.mark.parametrize(
-    ("labels", "suffix"), [(VOC, ""), (COCO, "_coco")], ids=["voc", "coco"]
-)
+@pytest.mark.parametrize(("labels", "suffix"), [(VOC, ""), (COCO, "_coco")], ids=["voc", "coco"])
 def test_text(golden_backbone, labels, suffix) -> None:
     golden = load_golden("text")
     for ours, names in (("fg", labels.class_prompts), ("bg", labels.backgrounds)):
@@ -130,7 +132,9 @@ def test_rfm_refinement_and_label(case, golden_model) -> None:
         case.frozen, case.images, case.labels, decoder_affinity=case.affinity
     )
     same_labels(label[0], golden["rfm.label"])
-    small = F.interpolate(case.images, golden["val.label"].shape, mode="bilinear", align_corners=True)
+    small = F.interpolate(
+        case.images, golden["val.label"].shape, mode="bilinear", align_corners=True
+    )
     label = golden_model.pseudo_label(
         case.frozen, small, case.labels, decoder_affinity=case.affinity
     )
@@ -142,9 +146,7 @@ def test_given_affinity_tells_the_rules_apart(name, golden_model) -> None:
     case = Case(name, golden_model)
     random = golden_gen.u(golden_gen.SALT_PUBLIC, f"{name}/seg_attn", (1, 100, 100))
     affinity = torch.sigmoid(1.5 * torch.from_numpy(random.astype(np.float32)) - 2)
-    attention, selected = rfm.refine_attention(
-        case.frozen.attention[-6:], affinity, rule="signed"
-    )
+    attention, selected = rfm.refine_attention(case.frozen.attention[-6:], affinity, rule="signed")
     assert torch.equal(selected[:, 0], case.golden["rfm_given.selected"].bool())
     close(attention[0], case.golden["rfm_given.trans_in"], 1e-4)
     close(transition_matrix(attention)[0], case.golden["rfm_given.trans"], 1e-4)
@@ -217,13 +219,13 @@ def test_losses_and_gradients(branch, both, golden_model) -> None:
         1e-4,
     )
     total.backward()
-    from weclip_lib.checkpoint import from_official
-
     ours = dict(golden_model.decoder.named_parameters())
     assert len(names) == len(ours) == 84
     for name, norm in zip(names, golden[f"{branch}.grad_norms"], strict=True):
         (key,) = from_official({str(name): norm})
-        assert ours[key].grad.double().norm().item() == pytest.approx(norm.item(), rel=2e-3, abs=1e-5)
+        assert ours[key].grad.double().norm().item() == pytest.approx(
+            norm.item(), rel=2e-3, abs=1e-5
+        )
     golden_model.zero_grad()
 
 
@@ -285,7 +287,49 @@ def test_scores() -> None:
 
 
 def test_default_preset_differs_in_named_fields_only() -> None:
-    from weclip_lib.config import Method
+    assert (
+        replace(
+            OFFICIAL, keep_box_ends=True, rfm_rule="absolute", rfm_start=0.5, ignore_padding=True
+        )
+        == Method()
+    )
 
-    assert replace(OFFICIAL, keep_box_ends=True, rfm_rule="absolute", rfm_start=0.5,
-                   ignore_padding=True) == Method()
+
+def test_four_optimizer_steps(both, golden_backbone) -> None:
+    golden = load_golden("train")
+    model = WeCLIP(golden_backbone, VOC, OFFICIAL, DecoderShape(dim=64))
+    state = {k: torch.tensor(v) for k, v in golden_gen.decoder_state().items()}
+    model.decoder.load_state_dict(from_official(state))
+    model.eval()
+    images, labels, frozen = both
+    label = model.pseudo_label(frozen, images, labels)
+    budget = Budget(steps=10, warmup=2)
+    optimizer = build_optimizer(model, budget)
+    for step, expected in enumerate(golden["steps.losses"]):
+        logits, affinity = model.decoder(frozen.tokens, (10, 10))
+        segmentation, pairwise = model.losses(logits, affinity, label)
+        total = segmentation + OFFICIAL.affinity_weight * pairwise
+        found = torch.stack([total, segmentation, pairwise]).detach().double()
+        close(found, expected, 1e-4)
+        rate = learning_rate(step, budget)
+        assert rate == pytest.approx(golden["steps.lr"][step].item(), rel=1e-9)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+    close(model.decoder.classify.bias.detach(), golden["steps.linear_pred_bias"], 1e-6)
+
+
+def test_multi_scale_inference(golden_model) -> None:
+    golden, picture = load_golden("infer"), load_golden("img2")
+    image = normalise(picture["image_u8"])[None]
+    image = F.interpolate(image, (198, 198), mode="bilinear", align_corners=False)
+    ((single, multi),) = predict(golden_model.backbone, [golden_model.decoder], image)
+    close(single, golden["img2.segs"], 1e-3)
+    close(multi, golden["img2.msc_segs"], 1e-3)
+    truth = picture["label_png"]
+    same_labels(label_map(single, tuple(truth.shape))[0], golden["img2.pred"])
+    found = label_map(multi, tuple(truth.shape))[0]
+    same_labels(found, golden["img2.msc_pred"])
+    result = scores(confusion_matrix(found, truth, 21))
+    assert result.miou / 100 == pytest.approx(golden["img2.msc_miou"][0].item(), abs=2e-3)

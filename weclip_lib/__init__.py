@@ -1,0 +1,1 @@
+"""WeCLIP: frozen CLIP for weakly supervised semantic segmentation."""

@@ -71,7 +71,8 @@ def box_mask(
         if torch.equal(grown, extent):
             break
         extent = grown
-    top, left, bottom, right = (extent * extent.new_tensor([-1, -1, 1, 1])[:, None, None]).unbind(1)
+    top, left, bottom, right = extent.unbind(1)
+    top, left = -top, -left
     last = 0 if keep_last else 1
     bottom, right = (bottom + 1).clamp(max=height - last), (right + 1).clamp(max=width - last)
     # Boxes as corner marks, filled by two cumulative sums.

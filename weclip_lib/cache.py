@@ -44,7 +44,8 @@ class FrozenDataset:
     ) -> None:
         self.labels = dataset.image_labels.repeat(2, 1)
         self.layers = model.method.rfm_layers
-        path = folder / self._key(model, dataset)
+        self.key = self._key(model, dataset)
+        path = folder / self.key
         if not path.exists():
             self._write(model, dataset, path, batch)
         shapes = json.loads((path / "shapes.json").read_text())
@@ -75,7 +76,9 @@ class FrozenDataset:
         partial.mkdir(parents=True)
         images = [dataset.image(index) for index in range(len(dataset))]
         if len({image.shape for image in images}) > 1:
-            raise ValueError("the pictures differ in size: features can be cached for one size only")
+            raise ValueError(
+                "the pictures differ in size: features can be cached for one size only"
+            )
         images += [image[:, ::-1] for image in images]
         small: dict[str, list[Tensor]] = {"cam": [], "static_label": []}
         shapes: dict[str, list[int]] = {}

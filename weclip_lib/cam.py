@@ -59,7 +59,7 @@ def grad_cam(
     visual, block = backbone.visual, backbone.blocks[-1]
     tokens = features.tokens[-1]
     slots, real = present_classes(image_labels)
-    excluded = torch.cat([image_labels <= 0, image_labels.new_zeros(len(tokens), len(background)) > 0], 1)
+    excluded = F.pad(image_labels <= 0, (0, len(background)))  # no background prompt is
     with torch.enable_grad():
         activation = block.ln_1(tokens).detach().requires_grad_()
         attended, attention = attend(block.attn, activation)

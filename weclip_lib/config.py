@@ -24,30 +24,40 @@ class World:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A stretch of pre-training."""
+
+    until: int  # step at which it ends
+    stride: int  # every so many-th block runs; the rest join, computing nothing at first
+    size: int  # pixels a side
+    kept: int  # patches of a picture that go through the blocks, drawn at random
+    batch: int  # pictures
+
+
+@dataclass(frozen=True)
 class Pretraining:
     """MiniCLIP's recipe; the model is data/miniclip/MiniCLIP.json."""
 
     seed: int = 1000  # of the pictures and of everything random; apart from all splits
     pictures: int = 60_000  # drawn once, then sampled without replacement each epoch
     shard: int = 1_000  # pictures a file
-    batch: int = 128
     warmup: int = 100  # steps
-    decay: float = 0.5  # last part of the steps, over which the rates fall to zero
+    decay: int = 2700  # last steps, over which the rates fall to zero
     lr_matrices: float = 6e-3  # Muon
     lr_others: float = 1.5e-3  # AdamW
     weight_decay: float = 0.01
     info_nce: float = 0.3  # weight; the phrase loss has weight 1
-    phases: tuple[tuple[int, int, int, int], ...] = (
-        # until this step, run every so many-th block, on pixels a side, with so many patches kept
-        (2300, 2, 112, 98),
-        (3100, 1, 112, 98),
-        (3350, 1, 160, 200),
+    phases: tuple[Phase, ...] = (
+        Phase(until=1000, stride=2, size=112, kept=98, batch=128),
+        Phase(until=5300, stride=2, size=112, kept=98, batch=64),
+        Phase(until=6400, stride=1, size=112, kept=98, batch=64),
+        Phase(until=6800, stride=1, size=160, kept=200, batch=64),
     )
-    checkpoint_every: int = 200  # steps
+    checkpoint_every: int = 400  # steps
 
     @property
     def steps(self) -> int:
-        return self.phases[-1][0]
+        return self.phases[-1].until
 
 
 @dataclass(frozen=True)

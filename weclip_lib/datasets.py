@@ -16,7 +16,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from weclip_lib.config import Profile
 from weclip_lib.labels import IGNORE_INDEX, LabelSet
+from weclip_lib.minivoc import SPLIT_SEEDS, write_voc
+
+DATA = Path(__file__).resolve().parents[1] / "data"
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
@@ -164,3 +168,23 @@ def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
     """Cut `order` into lists of `size`; the last may be shorter."""
     for start in range(0, len(order), size):
         yield list(order[start : start + size])
+
+
+def data_folder(profile: Profile, data_dir: str = "") -> Path:
+    """The folder of a profile's pictures; MiniVOC is drawn there first if need be.
+
+    Args:
+        data_dir: Where the user keeps the data set; default data/<profile>.
+
+    Raises:
+        ValueError: If pictures that cannot be drawn are not there.
+    """
+    if any(profile.drawn):
+        folder = Path(data_dir) if data_dir else DATA / f"minivoc-{profile.name}"
+        return write_voc(folder, dict(zip(SPLIT_SEEDS, profile.drawn, strict=True)))
+    folder = Path(data_dir) if data_dir else DATA / profile.name
+    if not (folder / "JPEGImages").is_dir():
+        raise ValueError(
+            f"no {profile.labels.name} at {folder}: see data/README.md, and pass data_dir"
+        )
+    return folder

@@ -16,7 +16,7 @@ class Scores:
     miou: float
     pixel_accuracy: float
     mean_accuracy: float
-    class_iou: Float[Tensor, "cls"]
+    class_iou: Float[Tensor, " cls"]
 
 
 def confusion_matrix(

@@ -158,7 +158,10 @@ def _car(rng: np.random.Generator) -> list[Part]:
     hull = [(-0.98, 0.05), (-0.7, -0.04), (0.6, -0.04), (0.98, 0.12), (0.98, 0.4), (-0.98, 0.4)]
     return [
         (_polygon((-0.68, 0), (rear, roof), (front, roof), (0.62, 0)), 0),
-        (_polygon((-0.5, -0.04), (rear + 0.04, roof + 0.1), (-0.06, roof + 0.1), (-0.06, -0.04)), 3),
+        (
+            _polygon((-0.5, -0.04), (rear + 0.04, roof + 0.1), (-0.06, roof + 0.1), (-0.06, -0.04)),
+            3,
+        ),
         (_polygon((0.03, -0.04), (0.03, roof + 0.1), (front - 0.04, roof + 0.1), (0.44, -0.04)), 3),
         (_polygon(*hull), 0),
         (_box(-0.96, 0.17, 0.96, 0.24), 1),
@@ -253,7 +256,12 @@ def _tv(rng: np.random.Generator) -> list[Part]:
         (_box(-0.48, 0.68, 0.48, 0.84), 2),
         (_box(-0.97, top, 0.97, 0.5), 0),
         (_box(-0.84, top + 0.12, 0.84, 0.36), 1),
-        (_polygon((glare, top + 0.18), (glare + 0.3, top + 0.18), (glare, 0.28), (glare - 0.2, 0.28)), 3),
+        (
+            _polygon(
+                (glare, top + 0.18), (glare + 0.3, top + 0.18), (glare, 0.28), (glare - 0.2, 0.28)
+            ),
+            3,
+        ),
     ]
 
 
@@ -494,7 +502,9 @@ def draw(seed: int, index: int, world: World = World()) -> Scene:
     areas = []
     for number, (name, at) in enumerate(zip(names, _places(rng, radii), strict=True), start=1):
         radius = radii[number - 1]
-        areas.append(canvas.draw(rng, SHAPES[name](rng), at * world.size, radius * world.size, number))
+        areas.append(
+            canvas.draw(rng, SHAPES[name](rng), at * world.size, radius * world.size, number)
+        )
         if rng.random() < world.occlusion:
             aside = at + radius * rng.uniform(0.4, 0.9) * _CIRCLE[rng.integers(len(_CIRCLE))]
             hidden = radius * rng.uniform(0.25, 0.5) * world.size

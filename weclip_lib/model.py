@@ -62,9 +62,7 @@ class WeCLIP(nn.Module):
     ) -> Frozen:
         """Everything that does not depend on the decoder, without gradients."""
         features = self.backbone.encode_image(images)
-        grad = cam.grad_cam(
-            self.backbone, features, self.foreground, self.background, image_labels
-        )
+        grad = cam.grad_cam(self.backbone, features, self.foreground, self.background, image_labels)
         attention = torch.cat([features.attention, grad.attention[None]])[..., 1:, 1:]
         return Frozen(features.tokens[:, :, 1:], attention, grad.cam)
 

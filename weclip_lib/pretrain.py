@@ -10,25 +10,39 @@ import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from weclip_lib import backbone as _registers_miniclip  # noqa: F401
-from weclip_lib.backbone import embed, run_block
-from weclip_lib.config import Pretraining, World
+from weclip_lib.backbone import MINICLIP_FOLDER, embed, run_block
+from weclip_lib.config import Phase, Pretraining, World
 from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
 from weclip_lib.minivoc import SPLIT_SEEDS, TEMPLATES, draw, draw_many
 
 PHRASES = MINIVOC_CLASSES + MINIVOC_BACKGROUNDS
 MEAN, STD = 127.5, 64.0  # of pixels in 0-255; MiniCLIP's statistics
+
+
+def phase(step: int, recipe: Pretraining) -> Phase:
+    """The phase that a step belongs to."""
+    return next(phase for phase in recipe.phases if step < phase.until)
+
+
+def samples_before(step: int, recipe: Pretraining) -> int:
+    """Pictures shown in the steps before this one."""
+    total, start = 0, 0
+    for stage in recipe.phases:
+        total += (min(step, stage.until) - min(step, start)) * stage.batch
+        start = stage.until
+    return total
 
 
 # --- pictures --------------------------------------------------------------------------------
@@ -82,16 +96,18 @@ class Pool:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Images (batch, 3, height, width) uint8, tokens and multi-hot phrases of a step."""
-        per_epoch = len(self.images) // self.recipe.batch
-        epoch, offset = divmod(step, per_epoch)
+        size = phase(step, self.recipe).batch
+        largest = max(phase.batch for phase in self.recipe.phases)
+        per_epoch = len(self.images) // largest * largest
+        epoch, start = divmod(samples_before(step, self.recipe), per_epoch)
         order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.images))
-        rows = torch.from_numpy(order[offset * self.recipe.batch :][: self.recipe.batch])
+        rows = torch.from_numpy(order[start : start + size])
         images = self.images[rows].permute(0, 3, 1, 2)
         return images, self.captions[rows], self.told[rows]
 
 
 def _augment(images: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-    """One random crop a batch, resized to `size` pixels; flips, contrast, brightness; normalised."""
+    """One random crop a batch, resized to `size` pixels; flips, contrast, light; normalised."""
     side = images.shape[-1]
     window = int(rng.integers(int(0.85 * side), side + 1))
     top, left = rng.integers(0, side - window + 1, 2)
@@ -185,13 +201,8 @@ def build_optimizers(clip: nn.Module, recipe: Pretraining) -> list[torch.optim.O
 def learning_rate_factor(step: int, recipe: Pretraining) -> float:
     """Linear warm-up, a plateau, then linear decay to zero."""
     warm = (step + 1) / recipe.warmup
-    decay = (recipe.steps - step) / (recipe.steps * recipe.decay)
+    decay = (recipe.steps - step) / recipe.decay
     return min(warm, decay, 1.0)
-
-
-def _phase(step: int, recipe: Pretraining) -> tuple[int, int, int]:
-    """(stride over blocks, pixels a side, patches kept) of a step."""
-    return next(rest for until, *rest in recipe.phases if step < until)
 
 
 # --- scores ----------------------------------------------------------------------------------
@@ -272,13 +283,15 @@ def train(
     losses: list[Tensor] = []
     for step in progress:
         rng = np.random.default_rng([recipe.seed, 1, step])
-        stride, size, kept = _phase(step, recipe)
-        if step > 0 and stride < _phase(step - 1, recipe)[0]:
+        stage = phase(step, recipe)
+        if step > 0 and stage.stride < phase(step - 1, recipe).stride:
             grow(clip.visual)
         images, captions, told = pool.batch(step)
-        images = _augment(images, size, rng)
+        images = _augment(images, stage.size, rng)
         with torch.autocast("cpu", torch.bfloat16):
-            pooled = encode_pooled(clip.visual, images, stride=stride, kept=kept, rng=rng)
+            pooled = encode_pooled(
+                clip.visual, images, stride=stage.stride, kept=stage.kept, rng=rng
+            )
             phrases = tokenizer(_prompts(rng))
             info_nce, sigmoid = contrastive_losses(clip, pooled, captions, phrases, told)
         (recipe.info_nce * info_nce + sigmoid).backward()
@@ -291,8 +304,10 @@ def train(
         losses.append(torch.stack([info_nce, sigmoid]).detach())
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
             _save(path, step + 1, clip, optimizers)
-            means = dict(zip(("info_nce", "sigmoid"), torch.stack(losses).mean(0).tolist()))
-            entry = {"step": step + 1, **means, **judge(clip, stride)}
+            means = dict(
+                zip(("info_nce", "sigmoid"), torch.stack(losses).mean(0).tolist(), strict=True)
+            )
+            entry = {"step": step + 1, **means, **judge(clip, stage.stride)}
             losses.clear()
             with (folder / "log.jsonl").open("a") as log:
                 log.write(json.dumps(entry) + "\n")
@@ -300,22 +315,45 @@ def train(
     return clip.eval()
 
 
+def vocabulary() -> list[str]:
+    """Every word that a caption or a prompt of the recipe can hold."""
+    sentences = " ".join((*TEMPLATES, *PHRASES, "a an and on with in front of background"))
+    return sorted(set(sentences.replace("{}", " ").replace(".", " ").split()))
+
+
+def export(clip: nn.Module, folder: Path, card: dict) -> None:
+    """Write the weights in half precision, and the card with their hash and `card`."""
+    tensors = {name: tensor.half().contiguous() for name, tensor in clip.state_dict().items()}
+    path = folder / "MiniCLIP.safetensors"
+    partial_path = path.with_suffix(".partial")
+    save_file(tensors, partial_path)
+    digest = sha256(partial_path.read_bytes()).hexdigest()
+    partial_path.rename(path)
+    card = {"sha256": digest, "bytes": path.stat().st_size, "vocabulary": vocabulary(), **card}
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+
+
 def main() -> None:
-    """Draw, train, and score; `make pretrain`."""
+    """Draw the pictures, train, score on MiniVOC val, and write data/miniclip; `make pretrain`."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/pretrain"))
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="resumable state")
+    parser.add_argument("--out", type=Path, default=MINICLIP_FOLDER, help="weights and card")
     parser.add_argument("--processes", type=int, default=2, help="for drawing")
-    out = parser.parse_args().out
+    arguments = parser.parse_args()
     recipe, world = Pretraining(), World()
-    shards = draw_pool(out / "pictures", recipe, world, processes=2)
+    shards = draw_pool(arguments.work / "pictures", recipe, world, processes=arguments.processes)
     tokenizer = open_clip.get_tokenizer("MiniCLIP")
     scenes = list(draw_many(SPLIT_SEEDS["val"], range(250), world))
     images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
     told = torch.tensor([[p in s.classes or p == s.background for p in PHRASES] for s in scenes])
-    judge = lambda clip, stride: zero_shot_scores(
-        clip, tokenizer, images, told.float(), stride=stride
-    )
-    train(recipe, Pool(shards, recipe, tokenizer), out, judge)
+
+    def judge(clip: nn.Module, stride: int) -> dict[str, float]:
+        return zero_shot_scores(clip, tokenizer, images, told.float(), stride=stride)
+
+    clip = train(recipe, Pool(shards, recipe, tokenizer), arguments.work, judge)
+    shown = samples_before(recipe.steps, recipe)
+    card = {"recipe": asdict(recipe), "world": asdict(world), "samples": shown}
+    export(clip, arguments.out, {**card, "val": judge(clip, 1)})
 
 
 if __name__ == "__main__":

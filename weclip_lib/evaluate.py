@@ -1,0 +1,117 @@
+"""Inference (single scale; multi-scale with flip) and scores of decoders and of pseudo labels."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer
+from torch import Tensor
+from tqdm import tqdm
+
+from weclip_lib.backbone import Backbone
+from weclip_lib.datasets import MaskedImages, batches, normalise
+from weclip_lib.decoder import Decoder
+from weclip_lib.metrics import confusion_matrix
+
+Logits = Float[Tensor, "batch cls grid_h grid_w"]
+
+
+@torch.no_grad()
+def predict(
+    backbone: Backbone,
+    decoders: Sequence[Decoder],
+    images: Float[Tensor, "batch 3 height width"],
+    *,
+    scales: Sequence[float] = (1.0, 0.75),
+) -> list[tuple[Logits, Logits]]:
+    """Logits of each decoder: single scale, and averaged over scales and flips.
+
+    The backbone runs once for all decoders. Of every scale, the plain and the flipped picture's
+    logits are averaged, then those of all scales at the first one's grid. No CAM is computed.
+    Source: official test_msc_flip_voc.py; REFERENCE 40, 41.
+
+    Args:
+        images: Normalised; any size from one patch up.
+        scales: The first is the single scale, and has to be 1.
+    """
+    single: list[Logits] = []
+    scaled: list[list[Logits]] = [[] for _ in decoders]
+    for scale in scales:
+        resized = images
+        if scale != 1:
+            resized = F.interpolate(
+                images, scale_factor=scale, mode="bilinear", align_corners=False
+            )
+        features = backbone.encode_image(torch.cat([resized, resized.flip(-1)]))
+        patches = features.tokens[:, :, 1:]
+        for number, decoder in enumerate(decoders):
+            plain, flipped = decoder(patches, features.grid)[0].chunk(2)
+            if len(single) < len(decoders):
+                single.append(plain)
+            mean = (plain + flipped.flip(-1)) / 2
+            size = single[number].shape[-2:]
+            scaled[number].append(
+                F.interpolate(mean, size=size, mode="bilinear", align_corners=False)
+            )
+    return [(one, torch.stack(all_).mean(0)) for one, all_ in zip(single, scaled, strict=True)]
+
+
+def label_map(logits: Logits, size: tuple[int, int]) -> Integer[Tensor, "batch height width"]:
+    """Class ids at `size` pixels: enlarge the logits bilinearly, then take the best class."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
+
+
+def score_decoders(
+    backbone: Backbone,
+    decoders: Mapping[str, Decoder],
+    dataset: MaskedImages,
+    *,
+    scales: Sequence[float] = (1.0, 0.75),
+    batch: int = 8,
+) -> dict[str, tuple[Integer[Tensor, "cls cls"], Integer[Tensor, "cls cls"]]]:
+    """Confusion matrices of each decoder: (single scale, multi-scale with flip).
+
+    Pictures of one batch have to be of one size; use `batch=1` where sizes differ.
+    """
+    modes = {name: decoder.training for name, decoder in decoders.items()}
+    for decoder in decoders.values():
+        decoder.eval()
+    count = dataset.labels.class_count
+    totals = {name: torch.zeros(2, count, count, dtype=torch.long) for name in decoders}
+    for rows in tqdm(
+        list(batches(range(len(dataset)), batch)), desc=f"scoring {dataset.split}", unit="batch"
+    ):
+        images = normalise([dataset.image(row) for row in rows], backbone.statistics)
+        masks = [torch.from_numpy(dataset.mask(row)) for row in rows]
+        outputs = predict(backbone, list(decoders.values()), images, scales=scales)
+        for name, pair in zip(decoders, outputs, strict=True):
+            for kind, logits in enumerate(pair):
+                for position, mask in enumerate(masks):
+                    found = label_map(logits[position : position + 1], tuple(mask.shape))[0]
+                    totals[name][kind] += confusion_matrix(found, mask, count)
+    for name, decoder in decoders.items():
+        decoder.train(modes[name])
+    return {name: (total[0], total[1]) for name, total in totals.items()}
+
+
+def score_labels(
+    label: Callable[[list[int]], Integer[Tensor, "batch height width"]],
+    dataset: MaskedImages,
+    *,
+    rows: Sequence[int] | None = None,
+    batch: int = 8,
+    progress: str = "scoring labels",
+) -> Integer[Tensor, "cls cls"]:
+    """Confusion matrix of pseudo labels against the masks that training never sees.
+
+    Args:
+        label: Gives the label maps of some rows of the data set.
+        rows: Of which pictures; all by default.
+    """
+    chosen = range(len(dataset)) if rows is None else rows
+    count = dataset.labels.class_count
+    total = torch.zeros(count, count, dtype=torch.long)
+    for part in tqdm(list(batches(chosen, batch)), desc=progress, unit="batch"):
+        for row, found in zip(part, label(part), strict=True):
+            total += confusion_matrix(found, torch.from_numpy(dataset.mask(row)), count)
+    return total

@@ -1,0 +1,146 @@
+"""The training loop: owns the step number, the schedule, and when the RFM starts."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from weclip_lib.cache import FrozenDataset
+from weclip_lib.checkpoint import load_weights, read_note, save_weights
+from weclip_lib.config import Budget
+from weclip_lib.model import WeCLIP
+from weclip_lib.repro import library_hash, seed_everything
+
+WARMUP_RATIO = 1e-6  # of the learning rate, at step 0; official PolyWarmupAdamW
+LOG_EVERY = 20  # steps a point of the curve
+
+
+def learning_rate(step: int, budget: Budget) -> float:
+    """Linear warm-up, then linear decay that counts from step 0.
+
+    Source: official utils/optimizer.py PolyWarmupAdamW; REFERENCE 37.
+    """
+    if step < budget.warmup:
+        part = 1 - (1 - step / budget.warmup) * (1 - WARMUP_RATIO)
+    else:
+        part = 1 - step / budget.steps
+    return budget.learning_rate * part
+
+
+def build_optimizer(model: WeCLIP, budget: Budget) -> torch.optim.AdamW:
+    """One group, all of the decoder's parameters, biases and norms included."""
+    return torch.optim.AdamW(
+        model.decoder.parameters(),
+        lr=budget.learning_rate,
+        betas=(0.9, 0.999),
+        weight_decay=budget.weight_decay,
+    )
+
+
+def train_decoder(
+    model: WeCLIP,
+    features: FrozenDataset,
+    budget: Budget,
+    *,
+    seed: int,
+    masks: UInt8[Tensor, "image height width"] | None = None,
+    progress: str = "training",
+) -> list[dict[str, float]]:
+    """Train the decoder in place, on pseudo labels or, fully supervised, on masks.
+
+    Pseudo labels are static until `method.rfm_start` of the steps, then made anew at every step
+    with the decoder's affinity of that step.
+
+    Args:
+        features: Frozen features of the training pictures.
+        seed: Of the order of the pictures and of dropout; the decoder is as it is passed.
+        masks: True masks of every row of `features`; given only for full supervision.
+        progress: Name of the bar.
+
+    Returns:
+        A point every 20 steps: step, and the mean losses since the last one.
+
+    Raises:
+        FloatingPointError: If the loss is not finite.
+    """
+    torch.manual_seed(seed)
+    optimizer = build_optimizer(model, budget)
+    rfm_from = round(model.method.rfm_start * budget.steps)
+    history, losses = [], []
+    model.train()
+    for step in tqdm(range(budget.steps), desc=progress, unit="step"):
+        rng = np.random.default_rng([seed, step])
+        rows = rng.choice(len(features.labels), budget.batch, replace=False).tolist()
+        frozen = features.frozen(rows)
+        logits, affinity = model.decoder(frozen.tokens, tuple(frozen.cam.shape[-2:]))
+        if masks is not None:
+            label = masks[rows].long()
+        elif step < rfm_from:
+            label = features.static_label[rows].long()
+        else:
+            label = model.pseudo_label(
+                frozen, features.pixels(rows), features.labels[rows], decoder_affinity=affinity
+            )
+        segmentation, pairwise = model.losses(logits, affinity, label)
+        loss = segmentation + model.method.affinity_weight * pairwise
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, budget)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(torch.stack([loss, segmentation, pairwise]).detach())
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == budget.steps:
+            means = torch.stack(losses).mean(0)
+            if not means.isfinite().all():
+                raise FloatingPointError(
+                    f"the loss is {means.tolist()} near step {step + 1}: lower the learning rate"
+                )
+            names = ("loss", "segmentation_loss", "affinity_loss")
+            history.append({"iteration": step + 1, **dict(zip(names, means.tolist(), strict=True))})
+            losses.clear()
+    model.eval()
+    return history
+
+
+def trained_decoder(
+    build: Callable[[], WeCLIP],
+    features: FrozenDataset,
+    budget: Budget,
+    *,
+    seed: int,
+    folder: Path,
+    masks: UInt8[Tensor, "image height width"] | None = None,
+    progress: str = "training",
+) -> tuple[WeCLIP, list[dict[str, float]]]:
+    """`train_decoder` on a new model, or the same run's weights from `folder` if they are there.
+
+    Args:
+        build: Makes the model; called after seeding, so that its decoder follows from the seed.
+        folder: Finished decoders, named by a hash of all that they depend on.
+    """
+    seed_everything(seed)
+    model = build()
+    about = (
+        asdict(model.method),
+        asdict(budget),
+        seed,
+        masks is not None,
+        [tuple(p.shape) for p in model.decoder.parameters()],
+        features.key,
+        library_hash(),
+    )
+    path = folder / f"{sha256(repr(about).encode()).hexdigest()[:16]}.safetensors"
+    if path.exists():
+        load_weights(model.decoder, load_file(path), str(path))
+        return model.eval(), read_note(path)["history"]
+    history = train_decoder(model, features, budget, seed=seed, masks=masks, progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(model.decoder, path, {"history": history})
+    return model, history
