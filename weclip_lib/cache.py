@@ -53,6 +53,7 @@ class FrozenDataset:
         self.attention = self._open(path / "attention.f16", shapes["attention"])
         small = load_file(path / "small.safetensors")
         self.cam: Float[Tensor, "image fg grid_h grid_w"] = small["cam"]
+        self.static_cam: Float[Tensor, "image fg grid_h grid_w"] = small["static_cam"]
         self.static_label: UInt8[Tensor, "image height width"] = small["static_label"]
         self.images: UInt8[Tensor, "image height width 3"] = small["images"]
         self.statistics = model.backbone.statistics
@@ -80,7 +81,7 @@ class FrozenDataset:
                 "the pictures differ in size: features can be cached for one size only"
             )
         images += [image[:, ::-1] for image in images]
-        small: dict[str, list[Tensor]] = {"cam": [], "static_label": []}
+        small: dict[str, list[Tensor]] = {"cam": [], "static_cam": [], "static_label": []}
         shapes: dict[str, list[int]] = {}
         progress = tqdm(total=len(images), desc="freezing features", unit="picture")
         with (
@@ -92,6 +93,7 @@ class FrozenDataset:
                 frozen = model.freeze(pixels, self.labels[rows])
                 label = model.pseudo_label(frozen, pixels, self.labels[rows])
                 small["cam"].append(frozen.cam)
+                small["static_cam"].append(model.refine_cam(frozen, None))
                 small["static_label"].append(label.to(torch.uint8))
                 for name, file, value in (
                     ("tokens", tokens, frozen.tokens),
@@ -102,7 +104,7 @@ class FrozenDataset:
                     shapes[name] = [len(images), *halves.shape[1:]]
                 progress.update(len(rows))
         progress.close()
-        stacked = {name: torch.cat(values) for name, values in small.items()}
+        stacked = {name: torch.cat(values).contiguous() for name, values in small.items()}
         stacked["images"] = torch.from_numpy(np.stack(images))
         save_file(stacked, partial / "small.safetensors")
         (partial / "shapes.json").write_text(json.dumps(shapes))

@@ -42,16 +42,16 @@ class Pretraining:
     pictures: int = 60_000  # drawn once, then sampled without replacement each epoch
     shard: int = 1_000  # pictures a file
     warmup: int = 100  # steps
-    decay: int = 2700  # last steps, over which the rates fall to zero
+    decay: int = 2000  # last steps, over which the rates fall to zero
     lr_matrices: float = 6e-3  # Muon
     lr_others: float = 1.5e-3  # AdamW
     weight_decay: float = 0.01
     info_nce: float = 0.3  # weight; the phrase loss has weight 1
     phases: tuple[Phase, ...] = (
         Phase(until=1000, stride=2, size=112, kept=98, batch=128),
-        Phase(until=5300, stride=2, size=112, kept=98, batch=64),
-        Phase(until=6400, stride=1, size=112, kept=98, batch=64),
-        Phase(until=6800, stride=1, size=160, kept=200, batch=64),
+        Phase(until=4400, stride=2, size=112, kept=98, batch=64),
+        Phase(until=5300, stride=1, size=112, kept=98, batch=64),
+        Phase(until=5600, stride=1, size=160, kept=200, batch=64),
     )
     checkpoint_every: int = 400  # steps
 

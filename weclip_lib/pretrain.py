@@ -209,11 +209,14 @@ def learning_rate_factor(step: int, recipe: Pretraining) -> float:
 
 
 def mean_average_precision(scores: Tensor, truth: Tensor) -> float:
-    """Average precision of each column's ranking, (n, classes), averaged over the columns."""
+    """Average precision of each column's ranking, (n, classes), averaged over the columns.
+
+    A column with no hit has no average precision and is left out.
+    """
     order = scores.argsort(dim=0, descending=True)
     hits = truth.gather(0, order)
     precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)[:, None]
-    return ((precision * hits).sum(0) / hits.sum(0)).mean().item()
+    return ((precision * hits).sum(0) / hits.sum(0)).nanmean().item()
 
 
 @torch.no_grad()

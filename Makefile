@@ -1,0 +1,46 @@
+# `make help` lists the targets. Everything installs into .venv, with the versions of constraints.txt.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+NB ?=
+PROFILE ?= mini
+RUN := $(BIN)/python -m weclip_lib.runner
+
+.PHONY: help setup run test lint lab studies publish pretrain clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: .venv/installed  ## install into .venv; UV_TORCH_BACKEND=cpu saves 4 GB on Linux
+
+.venv/installed: pyproject.toml constraints.txt
+	@command -v uv >/dev/null || test -x .tools/bin/uv || \
+	  { $(PYTHON) -m venv .tools && .tools/bin/pip install --quiet uv; }
+	@PATH="$(CURDIR)/.tools/bin:$$PATH"; \
+	  test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) .venv; \
+	  uv pip install --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[test]'
+	@touch $@
+
+run: setup  ## every notebook, one seed, short budget, into runs/mini (NB=02 PROFILE=smoke narrow it)
+	$(RUN) run --profile $(PROFILE) --notebook "$(NB)"
+
+studies: setup  ## every notebook, three seeds, full budget, into runs/studies
+	$(RUN) studies --notebook "$(NB)"
+
+publish: setup  ## copy a complete `make studies` into results/ and render the tables
+	$(BIN)/python -m weclip_lib.results --source runs/studies
+
+lint: setup
+	$(BIN)/pre-commit run --all-files
+
+test: setup lint  ## lint, unit tests, golden parity, every notebook in profile smoke
+	$(BIN)/python -m pytest
+
+lab: setup  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+pretrain: setup  ## train MiniCLIP anew (an hour and a half on two cores); resumes
+	$(BIN)/python -m weclip_lib.pretrain
+
+clean:  ## remove what runs and tools wrote; keeps results/, data/ and .venv
+	rm -rf runs .pytest_cache .ruff_cache

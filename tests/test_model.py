@@ -1,0 +1,168 @@
+"""The composed model and its training on a tiny world."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from weclip_lib import cam
+from weclip_lib.backbone import load_backbone
+from weclip_lib.cache import FrozenDataset
+from weclip_lib.checkpoint import load_weights, save_weights
+from weclip_lib.config import PROFILES
+from weclip_lib.datasets import LabelledImages, MaskedImages, normalise
+from weclip_lib.decoder import Decoder
+from weclip_lib.labels import IGNORE_INDEX
+from weclip_lib.minivoc import write_voc
+from weclip_lib.model import WeCLIP
+from weclip_lib.train import build_optimizer, train_decoder, trained_decoder
+
+SMOKE = PROFILES["smoke"]
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("MiniCLIP", "miniclip")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Eight training pictures, and no mask folder at all."""
+    folder = write_voc(tmp_path_factory.mktemp("data") / "world", {"train": 8})
+    for path in (folder / "SegmentationClass").iterdir():
+        path.unlink()
+    (folder / "SegmentationClass").rmdir()
+    return LabelledImages(folder, "train", SMOKE.labels, min_size=8)
+
+
+def build(backbone, **changes) -> WeCLIP:
+    return WeCLIP(backbone, SMOKE.labels, replace(SMOKE.method, **changes), SMOKE.decoder)
+
+
+@pytest.fixture(scope="module")
+def features(backbone, world, tmp_path_factory):
+    return FrozenDataset(build(backbone), world, tmp_path_factory.mktemp("cache"))
+
+
+def test_batched_grad_cam_equals_one_picture_and_class_at_a_time(backbone, world) -> None:
+    model = build(backbone)
+    rows = list(range(6))
+    images = normalise([world.image(row) for row in rows], backbone.statistics)
+    labels = world.image_labels[rows]
+    together = model.freeze(images, labels)
+    for row in rows:
+        alone = model.freeze(images[row : row + 1], labels[row : row + 1])
+        torch.testing.assert_close(together.cam[row], alone.cam[0], atol=2e-4, rtol=0)
+    assert together.cam.amax() <= 1 and together.cam.amin() >= 0
+    assert together.cam[labels == 0].eq(0).all()
+
+
+def test_a_picture_without_foreground_is_all_background(backbone) -> None:
+    model = build(backbone)
+    images, labels = torch.randn(2, 3, 40, 56), torch.zeros(2, 12)
+    frozen = model.freeze(images, labels)
+    assert frozen.cam.eq(0).all()
+    assert model.pseudo_label(frozen, images, labels).eq(0).all()
+    logits, affinity = model.decoder(frozen.tokens, (5, 7))
+    label = model.pseudo_label(frozen, images, labels, decoder_affinity=affinity)
+    assert all(loss.isfinite() for loss in model.losses(logits, affinity, label))
+
+
+def test_padding_is_ignored_or_trained_on(backbone, world) -> None:
+    images = normalise([world.image(0)], backbone.statistics)
+    labels = world.image_labels[:1]
+    padded = torch.zeros(1, 160, 160, dtype=torch.bool)
+    padded[..., 150:] = True
+    for ignore in (True, False):
+        model = build(backbone, ignore_padding=ignore)
+        label = model.pseudo_label(model.freeze(images, labels), images, labels, padded=padded)
+        assert bool((label[padded] == IGNORE_INDEX).all()) == ignore
+        assert (label[~padded] != IGNORE_INDEX).all()
+
+
+def test_one_step_changes_the_decoder_only(backbone, features) -> None:
+    model = build(backbone)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    frozen = features.frozen([0, 1])
+    logits, affinity = model.decoder(frozen.tokens, (20, 20))
+    loss = sum(model.losses(logits, affinity, features.static_label[[0, 1]].long()))
+    loss.backward()
+    build_optimizer(model, SMOKE.budget).step()
+    after = model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    assert all(p.grad is None for p in backbone.parameters())
+
+
+def test_cache_holds_what_the_model_computes(backbone, world, features) -> None:
+    model = build(backbone)
+    rows = [1, 3]
+    images = normalise([world.image(row)[:, ::-1] for row in rows], backbone.statistics)
+    frozen = model.freeze(images, world.image_labels[rows])
+    mirrored = [len(world) + row for row in rows]
+    kept = features.frozen(mirrored)
+    torch.testing.assert_close(features.pixels(mirrored), images)
+    torch.testing.assert_close(kept.cam, frozen.cam, atol=1e-3, rtol=0)
+    torch.testing.assert_close(kept.tokens, frozen.tokens, atol=2e-2, rtol=2e-3)
+    torch.testing.assert_close(kept.attention, frozen.attention[-6:], atol=1e-3, rtol=1e-3)
+    label = model.pseudo_label(frozen, images, world.image_labels[rows])
+    assert (label != features.static_label[mirrored]).float().mean() < 0.002
+
+
+def test_cache_misses_when_a_setting_changes(backbone, world, features, tmp_path) -> None:
+    other = build(backbone, box_threshold=0.6)
+    assert FrozenDataset(other, world, tmp_path).key != features.key
+
+
+def test_rfm_starts_at_its_step(backbone, features, monkeypatch) -> None:
+    """Of 8 steps with rfm_start 0.25 the first two use the static labels."""
+    calls = []
+    original = cam.pseudo_label
+    monkeypatch.setattr(cam, "pseudo_label", lambda *a, **k: calls.append(1) or original(*a, **k))
+    budget = replace(SMOKE.budget, steps=8)
+    for start, expected in ((0.25, 6), (1.0, 0), (0.0, 8)):
+        calls.clear()
+        train_decoder(build(backbone, rfm_start=start), features, budget, seed=0)
+        assert len(calls) == expected
+
+
+def test_training_repeats_bit_for_bit_and_is_kept(backbone, features, tmp_path) -> None:
+    def run(folder):
+        return trained_decoder(
+            lambda: build(backbone), features, SMOKE.budget, seed=3, folder=tmp_path / folder
+        )
+
+    first, history = run("a")
+    second, again = run("b")
+    kept, read = run("a")
+    assert history == again == read
+    for one, two, three in zip(
+        *(m.decoder.state_dict().values() for m in (first, second, kept)), strict=True
+    ):
+        assert torch.equal(one, two) and torch.equal(one, three)
+
+
+def test_infinite_loss_stops(backbone, features) -> None:
+    budget = replace(SMOKE.budget, learning_rate=1e30, steps=6)
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        train_decoder(build(backbone), features, budget, seed=0)
+
+
+def test_decoder_size_is_the_published_one() -> None:
+    decoder = Decoder(width=768, class_count=21, block_count=11)
+    assert sum(p.numel() for p in decoder.parameters()) == 5_985_045
+
+
+def test_decoder_names_a_wrong_number_of_blocks() -> None:
+    decoder = Decoder(width=5, class_count=3, block_count=2, dim=8, layers=1)
+    with pytest.raises(ValueError, match="fuses 2 blocks but got 3"):
+        decoder(torch.randn(3, 1, 35, 5), (5, 7))
+
+
+def test_weights_of_another_decoder_are_refused(tmp_path) -> None:
+    small = Decoder(width=5, class_count=3, block_count=2, dim=8, layers=1)
+    save_weights(small, tmp_path / "small.safetensors", {"history": []})
+    large = Decoder(width=5, class_count=4, block_count=2, dim=8, layers=1)
+    with pytest.raises(ValueError, match=r"classify.weight of shape \(3, 8, 1, 1\)"):
+        load_weights(large, small.state_dict(), "small.safetensors")
