@@ -53,7 +53,7 @@ def test_propagation_by_hand() -> None:
 
 
 def test_propagation_names_a_wrong_grid() -> None:
-    with pytest.raises(ValueError, match="3x5 CAM has 15 cells but .* 14 patches"):
+    with pytest.raises(ValueError, match=r"3x5 CAM has 15 cells but .* 14 patches"):
         propagate_cam(torch.rand(2, 7, 3, 5), torch.rand(2, 14, 14), torch.rand(2, 7, 3, 5) > 0)
 
 

@@ -38,7 +38,7 @@ def test_labels_are_the_classes_of_the_mask() -> None:
 
 
 def test_border_is_thin_and_around_objects() -> None:
-    scene = next(s for s in map(lambda i: draw(7, i), range(50)) if len(s.classes) == 1)
+    scene = next(s for s in (draw(7, i) for i in range(50)) if len(s.classes) == 1)
     void = scene.mask == IGNORE_INDEX
     assert 0 < void.mean() < 0.15
     solid = scene.mask > 0

@@ -10,7 +10,7 @@ from weclip_lib.backbone import load_backbone
 from weclip_lib.cache import FrozenDataset
 from weclip_lib.checkpoint import load_weights, save_weights
 from weclip_lib.config import PROFILES
-from weclip_lib.datasets import LabelledImages, MaskedImages, normalise
+from weclip_lib.datasets import LabelledImages, normalise
 from weclip_lib.decoder import Decoder
 from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.minivoc import write_voc

@@ -47,8 +47,9 @@ def box_mask(
     """True inside the bounding box of every 8-connected part of `cam` above the threshold.
 
     The comparison is made on 255 levels, as in the official code: floor(255 * cam) is strictly
-    above floor(threshold * its highest level), 101 where a CAM's highest is 254. Source: official clip/clip_tool.py and utils scoremap2bbox;
-    REFERENCE 13, 18, 19. An empty map gives an empty mask.
+    above floor(threshold * its highest level), 101 where a CAM's highest is 254.
+    An empty map gives an empty mask.
+    Source: official clip/clip_tool.py and utils scoremap2bbox; REFERENCE 13, 18, 19.
 
     Args:
         cam: In [0, 1].

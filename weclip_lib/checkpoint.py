@@ -1,7 +1,6 @@
 """Decoder weights: safetensors in and out, and the official code's names."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -35,7 +34,7 @@ def save_weights(module: nn.Module, path: Path, metadata: dict) -> None:
     partial_path = path.with_name(path.name + ".partial")
     tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
     save_file(tensors, partial_path, metadata={"note": json.dumps(metadata, sort_keys=True)})
-    os.replace(partial_path, path)
+    partial_path.replace(path)
 
 
 def read_note(path: Path) -> dict:

@@ -62,7 +62,7 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Method:
-    """CAM, affinity, RFM and pseudo labels. Defaults are VOC's; `OFFICIAL` is the published code."""
+    """From CAMs to pseudo labels. Defaults are VOC's; `OFFICIAL` is the published code."""
 
     template: str = "a clean origami {}."  # official clip/clip_text.py
     box_threshold: float = 0.4  # of a CAM; official: VOC 0.4, COCO 0.7

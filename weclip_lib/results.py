@@ -107,6 +107,8 @@ def score_table(table: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
 def rendered_table(name: str) -> str:
     """Markdown of a published table, `<profile>/<notebook>`, with its seeds and commit."""
     path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return "*Not measured yet.*\n"
     table = pd.read_csv(path)
     about = json.loads(path.with_suffix(".json").read_text())
     order = about.get("order", [])

@@ -118,7 +118,7 @@ def run_notebook(notebook: Path, folder: Path, parameters: dict) -> bool:
     files = sorted(str(p.relative_to(partial)) for p in partial.rglob("*") if p.is_file())
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(partial / name, folder / name)
+        (partial / name).replace(folder / name)
     shutil.rmtree(partial)
     (folder / ".runner").mkdir(exist_ok=True)
     record = json.dumps({"key": key, "files": files}, indent=1)

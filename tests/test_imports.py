@@ -1,0 +1,60 @@
+"""The direction of imports: maths sees no data, the model sees no masks."""
+
+import ast
+
+import pytest
+
+from weclip_lib.repro import ROOT
+
+LEAVES = {"labels", "config"}
+MATHS = {"affinity", "par", "losses", "metrics"}
+ALLOWED = {
+    "labels": set(),
+    "config": {"labels"},
+    **dict.fromkeys(MATHS, LEAVES),
+    "backbone": LEAVES | MATHS,
+    "decoder": LEAVES | MATHS,
+    "checkpoint": LEAVES,
+    "cam": LEAVES | MATHS | {"backbone"},
+    "rfm": LEAVES | MATHS,
+    "model": LEAVES | MATHS | {"backbone", "decoder", "cam", "rfm"},
+    "minivoc": LEAVES,
+    "datasets": LEAVES | {"minivoc"},
+    "pretrain": LEAVES | {"minivoc", "backbone"},
+    "cache": LEAVES | {"datasets", "model"},
+    "train": LEAVES | {"cache", "checkpoint", "model", "repro"},
+    "evaluate": LEAVES | MATHS | {"backbone", "datasets", "decoder"},
+    "repro": LEAVES,
+    "results": LEAVES | {"repro"},
+    "plotting": LEAVES,
+    "runner": LEAVES | {"repro", "results"},
+}
+ONLY = {"matplotlib": {"plotting"}, "papermill": {"runner"}, "ipywidgets": {"explore"}}
+
+
+def imported(module: str) -> set[str]:
+    tree = ast.parse((ROOT / "weclip_lib" / f"{module}.py").read_text())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+MODULES = sorted(p.stem for p in (ROOT / "weclip_lib").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module) -> None:
+    own = {name.split(".")[1] for name in imported(module) if name.startswith("weclip_lib.")}
+    assert own <= ALLOWED[module]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_heavy_packages_have_one_home(module) -> None:
+    outside = {name.split(".")[0] for name in imported(module)}
+    assert {
+        package for package in ONLY if package in outside and module not in ONLY[package]
+    } == set()

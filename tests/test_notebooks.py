@@ -1,0 +1,51 @@
+"""Every notebook: the house style, and a run in profile smoke."""
+
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+
+from weclip_lib import runner
+from weclip_lib.repro import ROOT
+from weclip_lib.results import SCHEMAS
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def test_there_are_notebooks() -> None:
+    assert [path.stem[:2] for path in NOTEBOOKS[:3]] == ["00", "01", "02"]
+
+
+@each
+def test_anatomy(path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    cells = notebook.cells
+    assert re.match(r"# \d\d · ", cells[0].source)
+    for word in ("Question", "Paper reference", "Needs", "Writes", "Time"):
+        assert f"**{word}.**" in cells[0].source
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert all(len(cell.source.splitlines()) <= 25 for cell in code)
+    assert not any(re.search(r"^class ", cell.source, re.MULTILINE) for cell in code)
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == [code[1]]
+    assert all(re.match(r"\w+: \w+ = .+  # ", line) for line in tagged[0].source.splitlines())
+    assert {"seed", "profile", "out_dir"} <= set(runner.declared_parameters(path))
+    titles = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    assert any(title.startswith("## Checks") for title in titles)
+    assert any(title.startswith("## What we saw") for title in titles)
+    assert "write_provenance" in code[-1].source
+    assert all(cell.get("outputs") == [] and cell.execution_count is None for cell in code)
+
+
+@pytest.mark.notebook
+@each
+def test_runs_in_smoke(path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert runner.run_notebook(path, tmp_path, {"profile": "smoke"})
+    table = pd.read_csv(tmp_path / f"{path.stem}.csv")
+    assert tuple(table.columns) == SCHEMAS[""]
+    assert (table["profile"] == "smoke").all()
+    assert table["value"].between(0, 100).all()
+    assert not runner.run_notebook(path, tmp_path, {"profile": "smoke"})
