@@ -125,7 +125,7 @@ _MINI = Profile(
     backbone="MiniCLIP",
     weights="miniclip",
     decoder=DecoderShape(dim=128),
-    budget=Budget(steps=500, batch=8, learning_rate=1e-3, crop=160),
+    budget=Budget(steps=400, batch=8, learning_rate=1e-3, crop=160),
     drawn=(1000, 250, 250),
 )
 PROFILES = {

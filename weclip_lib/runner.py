@@ -26,7 +26,7 @@ from weclip_lib.results import RESULTS, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
 PRESETS = {
-    "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 250},
+    "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 200},
     "studies": {"profile": "mini", "seed": 0, "seed_count": 3, "steps": 0},
 }
 
