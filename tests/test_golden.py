@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.conftest import load_golden, normalise
+from tests.conftest import GOLDEN, load_golden, normalise
 from tests.golden import golden_gen
 from weclip_lib import cam, par, rfm
 from weclip_lib.affinity import (
@@ -200,7 +200,7 @@ def both(golden_model):
 @pytest.mark.parametrize("branch", ["static", "rfm"])
 def test_losses_and_gradients(branch, both, golden_model) -> None:
     golden = load_golden("train")
-    names = np.load("tests/golden/train.npz")[f"{branch}.grad_names"]
+    names = np.load(GOLDEN / "train.npz")[f"{branch}.grad_names"]
     images, labels, frozen = both
     golden_model.zero_grad()
     logits, affinity = golden_model.decoder(frozen.tokens, (10, 10))

@@ -21,7 +21,7 @@ ALLOWED = {
     "minivoc": LEAVES,
     "datasets": LEAVES | {"minivoc"},
     "pretrain": LEAVES | {"minivoc", "backbone"},
-    "cache": LEAVES | {"datasets", "model"},
+    "cache": LEAVES | {"datasets", "model", "repro"},
     "train": LEAVES | {"cache", "checkpoint", "model", "repro"},
     "evaluate": LEAVES | MATHS | {"backbone", "datasets", "decoder"},
     "repro": LEAVES,

@@ -43,9 +43,12 @@ def test_anatomy(path) -> None:
 @each
 def test_runs_in_smoke(path, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert runner.run_notebook(path, tmp_path, {"profile": "smoke"})
+    places = {name: str(tmp_path / name) for name in ("data_dir", "work_dir")}
+    declared = runner.declared_parameters(path)
+    parameters = {"profile": "smoke"} | {k: v for k, v in places.items() if k in declared}
+    assert runner.run_notebook(path, tmp_path, parameters)
     table = pd.read_csv(tmp_path / f"{path.stem}.csv")
     assert tuple(table.columns) == SCHEMAS[""]
     assert (table["profile"] == "smoke").all()
     assert table["value"].between(0, 100).all()
-    assert not runner.run_notebook(path, tmp_path, {"profile": "smoke"})
+    assert not runner.run_notebook(path, tmp_path, parameters)

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 MINICLIP_FOLDER = Path(__file__).resolve().parents[1] / "data" / "miniclip"
@@ -182,8 +181,8 @@ def _file_hash(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 
 
-def _load_miniclip(clip: nn.Module) -> frozenset[str]:
-    """Fill `clip` with the weights that ship; returns the words of their training captions."""
+def _check_miniclip() -> tuple[Path, frozenset[str]]:
+    """The weights that ship, checked, and the words of their training captions."""
     card = json.loads((MINICLIP_FOLDER / "card.json").read_text())
     path = MINICLIP_FOLDER / "MiniCLIP.safetensors"
     if not path.exists():
@@ -194,8 +193,7 @@ def _load_miniclip(clip: nn.Module) -> frozenset[str]:
             f"{path} is not the file that ships (sha256 {found[:12]}..., "
             f"expected {card['sha256'][:12]}...): restore it from git or run `make pretrain`"
         )
-    clip.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-    return frozenset(card["vocabulary"])
+    return path, frozenset(card["vocabulary"])
 
 
 def load_backbone(name: str, weights: str | Path) -> Backbone:
@@ -212,10 +210,10 @@ def load_backbone(name: str, weights: str | Path) -> Backbone:
     if name not in open_clip.list_models():
         raise ValueError(f"unknown backbone {name!r}: choose one of open_clip.list_models()")
     tokenizer = open_clip.get_tokenizer(name)
+    statistics, vocabulary = IMAGENET_STATISTICS, None
     if weights == "miniclip":
-        clip = open_clip.create_model(name, load_weights=False)
-        vocabulary = _load_miniclip(clip)
-        return Backbone(clip, tokenizer, MINICLIP_STATISTICS, vocabulary)
+        statistics = MINICLIP_STATISTICS
+        weights, vocabulary = _check_miniclip()
     if not Path(weights).exists():
         tags = open_clip.list_pretrained_tags_by_model(name)
         if str(weights) not in tags:
@@ -224,4 +222,4 @@ def load_backbone(name: str, weights: str | Path) -> Backbone:
                 f"give a path, or one of {', '.join(tags) or 'no tags'}"
             )
     clip = open_clip.create_model(name, pretrained=str(weights), require_pretrained=True)
-    return Backbone(clip, tokenizer, IMAGENET_STATISTICS)
+    return Backbone(clip, tokenizer, statistics, vocabulary)

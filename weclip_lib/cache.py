@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from weclip_lib.datasets import LabelledImages, batches, normalise
 from weclip_lib.model import Frozen, WeCLIP
+from weclip_lib.repro import source_hash
 
-VERSION = 1  # raised when the content changes for the same key
+MADE_BY = ("affinity", "backbone", "cache", "cam", "datasets", "model", "par", "rfm")
 
 
 class FrozenDataset:
@@ -67,7 +68,12 @@ class FrozenDataset:
         total = sha256()
         for tensor in (*model.backbone.state_dict().values(), model.foreground, model.background):
             total.update(tensor.cpu().numpy().tobytes())
-        about = (VERSION, asdict(model.method), model.backbone.statistics, dataset.digest())
+        about = (
+            source_hash(*MADE_BY),
+            asdict(model.method),
+            model.backbone.statistics,
+            dataset.digest(),
+        )
         total.update(repr(about).encode())
         return total.hexdigest()[:16]
 

@@ -140,11 +140,18 @@ def _prompts(rng: np.random.Generator) -> list[str]:
 
 
 def encode_pooled(
-    visual: nn.Module, images: Tensor, *, stride: int = 1, kept: int | None = None, rng=None
+    visual: nn.Module,
+    images: Tensor,
+    *,
+    stride: int = 1,
+    kept: int | None = None,
+    rng: np.random.Generator | None = None,
+    run: Callable = run_block,
 ) -> Tensor:
     """Unit embeddings (2, batch, embedding) of the class token and of the mean patch token.
 
-    Only every `stride`-th block runs; of the patches, a random `kept` (None: all of them).
+    Only every `stride`-th block runs; of the patches, a random `kept` (None: all of them). `run`
+    is `run_block`, or its compiled twin.
     """
     tokens, _ = embed(visual, images)
     if kept is not None and kept < tokens.shape[1] - 1:
@@ -153,7 +160,7 @@ def encode_pooled(
         rows = torch.cat([torch.zeros_like(rows[:, :1]), rows], dim=1)
         tokens = tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[-1]))
     for block in visual.transformer.resblocks[::stride]:
-        tokens, _ = run_block(block, tokens)
+        tokens, _ = run(block, tokens)
     tokens = visual.ln_post(tokens)
     pooled = torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)])
     return F.normalize(pooled.float() @ visual.proj, dim=-1)
@@ -262,7 +269,12 @@ def _save(path: Path, step: int, clip: nn.Module, optimizers: list) -> None:
 
 
 def train(
-    recipe: Pretraining, pool: Pool, folder: Path, judge: Callable[[nn.Module, int], dict]
+    recipe: Pretraining,
+    pool: Pool,
+    folder: Path,
+    judge: Callable[[nn.Module, int], dict],
+    *,
+    compile_blocks: bool = False,
 ) -> nn.Module:
     """Train MiniCLIP, or go on from `folder`/state.pt; the log goes to `folder`/log.jsonl.
 
@@ -271,11 +283,14 @@ def train(
 
     Args:
         judge: Called as judge(clip, stride) at every checkpoint; its scores are logged.
+        compile_blocks: Run the blocks through torch.compile: a quarter faster on a CPU, but it
+            needs a C++ compiler.
     """
     torch.manual_seed(recipe.seed)
     tokenizer = open_clip.get_tokenizer("MiniCLIP")
     clip = open_clip.create_model("MiniCLIP").train()
     optimizers = build_optimizers(clip, recipe)
+    run = torch.compile(run_block, dynamic=False) if compile_blocks else run_block
     path, start = folder / "state.pt", 0
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -296,7 +311,7 @@ def train(
         images = _augment(images, stage.size, rng)
         with torch.autocast("cpu", torch.bfloat16):
             pooled = encode_pooled(
-                clip.visual, images, stride=stage.stride, kept=stage.kept, rng=rng
+                clip.visual, images, stride=stage.stride, kept=stage.kept, rng=rng, run=run
             )
             phrases = tokenizer(_prompts(rng))
             info_nce, sigmoid = contrastive_losses(clip, pooled, captions, phrases, told)
@@ -393,6 +408,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="resumable state")
     parser.add_argument("--out", type=Path, default=MINICLIP_FOLDER, help="weights and card")
     parser.add_argument("--processes", type=int, default=2, help="for drawing")
+    parser.add_argument("--compile", action="store_true", help="faster; needs a C++ compiler")
     arguments = parser.parse_args()
     recipe, world = Pretraining(), World()
     shards = draw_pool(arguments.work / "pictures", recipe, world, processes=arguments.processes)
@@ -404,7 +420,8 @@ def main() -> None:
     def judge(clip: nn.Module, stride: int) -> dict[str, float]:
         return zero_shot_scores(clip, tokenizer, images, told.float(), stride=stride)
 
-    clip = train(recipe, Pool(shards, recipe, tokenizer), arguments.work, judge)
+    pool = Pool(shards, recipe, tokenizer)
+    clip = train(recipe, pool, arguments.work, judge, compile_blocks=arguments.compile)
     log = [json.loads(line) for line in (arguments.work / "log.jsonl").read_text().splitlines()]
     card = {
         "recipe": asdict(recipe),

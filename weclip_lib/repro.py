@@ -33,6 +33,11 @@ def tree_hash(*paths: Path) -> str:
     return total.hexdigest()
 
 
+def source_hash(*modules: str) -> str:
+    """Hash of some modules of the library: what a kept result was computed by."""
+    return tree_hash(*(ROOT / "weclip_lib" / f"{module}.py" for module in modules))
+
+
 def library_hash() -> str:
     """Hash of the library's source and of MiniCLIP's weights."""
     return tree_hash(ROOT / "weclip_lib", *sorted((ROOT / "data" / "miniclip").iterdir()))

@@ -83,11 +83,15 @@ def is_done(folder: Path, notebook: Path, key: str) -> bool:
     return finished["key"] == key and all((folder / name).exists() for name in finished["files"])
 
 
-def _forget_paths(executed: Path) -> None:
-    """Remove papermill's notes (paths and times) from an executed notebook."""
+def _tidy(executed: Path) -> None:
+    """Remove papermill's notes (paths and times), and all but the end of every progress bar."""
     notebook = nbformat.read(executed, as_version=4)
     for item in (notebook, *notebook.cells):
         item.metadata.pop("papermill", None)
+        for output in item.get("outputs", ()):
+            if output.output_type == "stream":
+                lines = output.text.split("\n")
+                output.text = "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines)
     nbformat.write(notebook, executed)
 
 
@@ -113,8 +117,9 @@ def run_notebook(notebook: Path, folder: Path, parameters: dict) -> bool:
         cwd=str(ROOT),
         progress_bar={"desc": notebook.stem, "leave": False},
         extra_arguments=["--IPKernelApp.log_level=50"],
+        stderr_file=sys.stderr,  # progress bars of long cells
     )
-    _forget_paths(partial / "notebooks" / notebook.name)
+    _tidy(partial / "notebooks" / notebook.name)
     files = sorted(str(p.relative_to(partial)) for p in partial.rglob("*") if p.is_file())
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

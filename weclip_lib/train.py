@@ -16,9 +16,10 @@ from weclip_lib.cache import FrozenDataset
 from weclip_lib.checkpoint import load_weights, read_note, save_weights
 from weclip_lib.config import Budget
 from weclip_lib.model import WeCLIP
-from weclip_lib.repro import library_hash, seed_everything
+from weclip_lib.repro import seed_everything, source_hash
 
 WARMUP_RATIO = 1e-6  # of the learning rate, at step 0; official PolyWarmupAdamW
+MADE_BY = ("affinity", "cam", "decoder", "losses", "model", "par", "rfm", "train")
 LOG_EVERY = 20  # steps a point of the curve
 
 
@@ -134,7 +135,7 @@ def trained_decoder(
         masks is not None,
         [tuple(p.shape) for p in model.decoder.parameters()],
         features.key,
-        library_hash(),
+        source_hash(*MADE_BY),
     )
     path = folder / f"{sha256(repr(about).encode()).hexdigest()[:16]}.safetensors"
     if path.exists():
