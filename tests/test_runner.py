@@ -6,6 +6,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from weclip_lib import runner
 
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 BODY = """
 from pathlib import Path
 if fail:
@@ -25,7 +26,7 @@ def notebook(tmp_path, monkeypatch):
         nbformat.v4.new_code_cell(BODY),
     ]
     path = tmp_path / "01_x.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), path)
     return path
 
 
@@ -81,6 +82,6 @@ def test_command_line_errors(monkeypatch, arguments, message) -> None:
 
 def test_notebook_without_parameters_is_refused(tmp_path) -> None:
     path = tmp_path / "01_x.ipynb"
-    path.write_text(json.dumps(nbformat.v4.new_notebook()))
+    path.write_text(json.dumps(nbformat.v4.new_notebook(metadata=KERNEL)))
     with pytest.raises(ValueError, match="no cell tagged"):
         runner.declared_parameters(path)

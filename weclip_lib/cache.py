@@ -6,6 +6,7 @@ of everything the content depends on, so a changed picture, backbone or setting 
 
 import json
 import shutil
+import time
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -50,6 +51,7 @@ class FrozenDataset:
         if not path.exists():
             self._write(model, dataset, path, batch)
         shapes = json.loads((path / "shapes.json").read_text())
+        self.cpu_seconds = shapes["cpu_seconds"]  # of computing all this, when it was done
         self.tokens = self._open(path / "tokens.f16", shapes["tokens"])
         self.attention = self._open(path / "attention.f16", shapes["attention"])
         small = load_file(path / "small.safetensors")
@@ -88,7 +90,8 @@ class FrozenDataset:
             )
         images += [image[:, ::-1] for image in images]
         small: dict[str, list[Tensor]] = {"cam": [], "static_cam": [], "static_label": []}
-        shapes: dict[str, list[int]] = {}
+        shapes: dict = {}
+        began = time.process_time()
         progress = tqdm(total=len(images), desc="freezing features", unit="picture")
         with (
             (partial / "tokens.f16").open("wb") as tokens,
@@ -110,6 +113,7 @@ class FrozenDataset:
                     shapes[name] = [len(images), *halves.shape[1:]]
                 progress.update(len(rows))
         progress.close()
+        shapes["cpu_seconds"] = time.process_time() - began
         stacked = {name: torch.cat(values).contiguous() for name, values in small.items()}
         stacked["images"] = torch.from_numpy(np.stack(images))
         save_file(stacked, partial / "small.safetensors")

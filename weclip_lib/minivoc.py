@@ -30,7 +30,7 @@ from weclip_lib.labels import (
     MINIVOC_CLASSES,
 )
 
-Points = Float[np.ndarray, "point 2"]
+Points = Float[np.ndarray, "_ 2"]
 Part = tuple[Points, int]  # a polygon in the unit square [-1, 1], and the role of its colour
 
 DRAWING_VERSION = 1  # raised when the same seed draws another picture
@@ -445,7 +445,7 @@ class _Canvas:
         return int(covered.sum())
 
 
-def _places(rng: np.random.Generator, radii: Sequence[float]) -> list[np.ndarray]:
+def _places(rng: np.random.Generator, radii: Float[np.ndarray, " object"]) -> list[np.ndarray]:
     """Centres (fractions of the picture), each the least crowded of a few random tries."""
     centres: list[np.ndarray] = []
     for number, radius in enumerate(radii):

@@ -83,15 +83,33 @@ def is_done(folder: Path, notebook: Path, key: str) -> bool:
     return finished["key"] == key and all((folder / name).exists() for name in finished["files"])
 
 
+def _joined(outputs: list) -> list:
+    """Outputs of a cell, successive pieces of one stream as one output."""
+    joined: list = []
+    for output in outputs:
+        last = joined[-1] if joined else None
+        if last and output.output_type == last.output_type == "stream" and last.name == output.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def _last_line_of_bars(output: dict) -> dict:
+    """A stream without the states of its progress bars that a terminal would have overwritten."""
+    if output.output_type == "stream":
+        lines = output.text.split("\n")
+        output.text = "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines)
+    return output
+
+
 def _tidy(executed: Path) -> None:
     """Remove papermill's notes (paths and times), and all but the end of every progress bar."""
     notebook = nbformat.read(executed, as_version=4)
     for item in (notebook, *notebook.cells):
         item.metadata.pop("papermill", None)
-        for output in item.get("outputs", ()):
-            if output.output_type == "stream":
-                lines = output.text.split("\n")
-                output.text = "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines)
+        if "outputs" in item:
+            item.outputs = [_last_line_of_bars(output) for output in _joined(item.outputs)]
     nbformat.write(notebook, executed)
 
 

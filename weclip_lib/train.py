@@ -1,7 +1,8 @@
 """The training loop: owns the step number, the schedule, and when the RFM starts."""
 
+import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,6 +22,15 @@ from weclip_lib.repro import seed_everything, source_hash
 WARMUP_RATIO = 1e-6  # of the learning rate, at step 0; official PolyWarmupAdamW
 MADE_BY = ("affinity", "cam", "decoder", "losses", "model", "par", "rfm", "train")
 LOG_EVERY = 20  # steps a point of the curve
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run."""
+
+    model: WeCLIP
+    history: list[dict[str, float]]  # as `train_decoder` returns it
+    cpu_seconds: float  # user and system time of the training, measured when it was done
 
 
 def learning_rate(step: int, budget: Budget) -> float:
@@ -119,7 +129,7 @@ def trained_decoder(
     folder: Path,
     masks: UInt8[Tensor, "image height width"] | None = None,
     progress: str = "training",
-) -> tuple[WeCLIP, list[dict[str, float]]]:
+) -> Trained:
     """`train_decoder` on a new model, or the same run's weights from `folder` if they are there.
 
     Args:
@@ -140,8 +150,10 @@ def trained_decoder(
     path = folder / f"{sha256(repr(about).encode()).hexdigest()[:16]}.safetensors"
     if path.exists():
         load_weights(model.decoder, load_file(path), str(path))
-        return model.eval(), read_note(path)["history"]
+        return Trained(model.eval(), **read_note(path))
+    began = time.process_time()
     history = train_decoder(model, features, budget, seed=seed, masks=masks, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(model.decoder, path, {"history": history})
-    return model, history
+    note = {"history": history, "cpu_seconds": time.process_time() - began}
+    save_weights(model.decoder, path, note)
+    return Trained(model, **note)
