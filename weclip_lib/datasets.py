@@ -80,18 +80,21 @@ class LabelledImages:
         split: Name of the list in ImageSets/Segmentation.
         labels: Class names.
         min_size: Smallest side a picture may have, in pixels: one patch.
+        limit: Only the first so many pictures; 0: all.
 
     Raises:
         ValueError: Naming the first thing that is missing, unreadable, not RGB or too small.
     """
 
-    def __init__(self, folder: Path, split: str, labels: LabelSet, *, min_size: int = 1) -> None:
+    def __init__(
+        self, folder: Path, split: str, labels: LabelSet, *, min_size: int = 1, limit: int = 0
+    ) -> None:
         self.folder, self.split, self.labels = folder, split, labels
         listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
         if not listing.exists():
             found = sorted(path.stem for path in listing.parent.glob("*.txt"))
             raise ValueError(f"{listing} is missing: splits here are {', '.join(found) or 'none'}")
-        self.names = listing.read_text().split()
+        self.names = listing.read_text().split()[: limit or None]
         tags = read_labels(folder / "labels.csv", labels.classes)
         table = torch.zeros(len(self.names), len(labels.classes))
         for row, name in enumerate(self.names):

@@ -95,23 +95,24 @@ def score_decoders(
 
 
 def score_labels(
-    label: Callable[[list[int]], Integer[Tensor, "batch height width"]],
+    label: Callable[[list[int]], Mapping[str, Integer[Tensor, "batch height width"]]],
     dataset: MaskedImages,
     *,
     rows: Sequence[int] | None = None,
     batch: int = 8,
-    progress: str = "scoring labels",
-) -> Integer[Tensor, "cls cls"]:
-    """Confusion matrix of pseudo labels against the masks that training never sees.
+) -> dict[str, Integer[Tensor, "cls cls"]]:
+    """Confusion matrices of pseudo labels against the masks that training never sees.
 
     Args:
-        label: Gives the label maps of some rows of the data set.
+        label: Gives, for some rows of the data set, the label maps of each variant by its name.
         rows: Of which pictures; all by default.
     """
     chosen = range(len(dataset)) if rows is None else rows
     count = dataset.labels.class_count
-    total = torch.zeros(count, count, dtype=torch.long)
-    for part in tqdm(list(batches(chosen, batch)), desc=progress, unit="batch"):
-        for row, found in zip(part, label(part), strict=True):
-            total += confusion_matrix(found, torch.from_numpy(dataset.mask(row)), count)
-    return total
+    totals: dict[str, Tensor] = {}
+    for part in tqdm(list(batches(chosen, batch)), desc="scoring labels", unit="batch"):
+        masks = [torch.from_numpy(dataset.mask(row)) for row in part]
+        for name, found in label(part).items():
+            tables = [confusion_matrix(f, m, count) for f, m in zip(found, masks, strict=True)]
+            totals[name] = totals.get(name, 0) + torch.stack(tables).sum(0)
+    return totals

@@ -26,8 +26,8 @@ from weclip_lib.results import RESULTS, write_text
 
 NOTEBOOKS = ROOT / "notebooks"
 PRESETS = {
-    "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 200},
-    "studies": {"profile": "mini", "seed": 0, "seed_count": 3, "steps": 0},
+    "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 200, "pictures": 300},
+    "studies": {"profile": "mini", "seed": 0, "seed_count": 3, "steps": 0, "pictures": 0},
 }
 
 
@@ -163,7 +163,7 @@ def main() -> None:
         if arguments.profile:
             preset["profile"] = get_profile(arguments.profile).name
             if arguments.profile == "smoke":
-                preset["steps"] = 0
+                preset |= {"steps": 0, "pictures": 0}
         given = {name: yaml.safe_load(value) for name, value in arguments.p}
         notebooks = sorted(NOTEBOOKS.glob(f"{arguments.notebook}*.ipynb"))
         if not notebooks:
