@@ -459,12 +459,13 @@ def _places(rng: np.random.Generator, radii: Float[np.ndarray, " object"]) -> li
     return centres
 
 
-def _article(noun: str) -> str:
+def with_article(noun: str) -> str:
+    """`a car`, `an aeroplane`."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _caption(rng: np.random.Generator, classes: Sequence[str], background: str) -> str:
-    nouns = " and ".join(_article(classes[i]) for i in rng.permutation(len(classes)))
+    nouns = " and ".join(with_article(classes[i]) for i in rng.permutation(len(classes)))
     places = (" on {}", " with {} background", " in front of {}")
     if not classes:
         nouns = background

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from weclip_lib.backbone import MINICLIP_FOLDER, embed, run_block
 from weclip_lib.config import Phase, Pretraining, World
 from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
-from weclip_lib.minivoc import SPLIT_SEEDS, TEMPLATES, draw, draw_many
+from weclip_lib.minivoc import SPLIT_SEEDS, TEMPLATES, draw, draw_many, with_article
 
 PHRASES = MINIVOC_CLASSES + MINIVOC_BACKGROUNDS
 MEAN, STD = 127.5, 64.0  # of pixels in 0-255; MiniCLIP's statistics
@@ -130,8 +130,8 @@ def _prompts(rng: np.random.Generator) -> list[str]:
     """Every class and background in a random template; classes with or without article."""
     prompts = []
     for phrase in PHRASES:
-        article = ("an " if phrase[0] in "aeiou" else "a ") if rng.random() < 0.5 else ""
-        noun = phrase if phrase in MINIVOC_BACKGROUNDS else article + phrase
+        article = rng.random() < 0.5 and phrase in MINIVOC_CLASSES
+        noun = with_article(phrase) if article else phrase
         prompts.append(TEMPLATES[rng.integers(len(TEMPLATES))].format(noun))
     return prompts
 
