@@ -106,14 +106,14 @@ def test_static_refinement_and_label(case, golden_model) -> None:
     attention = rfm.static_attention(case.frozen.attention)
     close(attention[0], golden["static.trans_in"], 1e-4)
     close(transition_matrix(attention)[0], golden["static.trans"], 1e-4)
-    refined = golden_model.refine_cam(case.frozen, None)
+    refined = golden_model.refine_cam(case.frozen)
     close(refined[0, case.keys], golden["static.refined"], 2e-3)
     large = F.interpolate(min_max(refined[:, case.keys]), (160, 160), mode="bilinear")
     close(large[0], golden["static.refined_up"], 2e-3)
     stack = torch.cat([1 - large.amax(1, keepdim=True), large], dim=1)
     close(par.refine(case.images, stack)[0], golden["static.par_out"], 2e-3)
     same_labels(
-        golden_model.pseudo_label(case.frozen, case.images, case.labels)[0],
+        golden_model.pseudo_label(refined, case.images, case.labels)[0],
         golden["static.label"],
     )
 
@@ -128,16 +128,12 @@ def test_rfm_refinement_and_label(case, golden_model) -> None:
     close(transition_matrix(attention)[0], golden["rfm.trans"], 1e-4)
     refined = golden_model.refine_cam(case.frozen, case.affinity)
     close(refined[0, case.keys], golden["rfm.refined"], 2e-3)
-    label = golden_model.pseudo_label(
-        case.frozen, case.images, case.labels, decoder_affinity=case.affinity
-    )
+    label = golden_model.pseudo_label(refined, case.images, case.labels)
     same_labels(label[0], golden["rfm.label"])
     small = F.interpolate(
         case.images, golden["val.label"].shape, mode="bilinear", align_corners=True
     )
-    label = golden_model.pseudo_label(
-        case.frozen, small, case.labels, decoder_affinity=case.affinity
-    )
+    label = golden_model.pseudo_label(refined, small, case.labels)
     same_labels(label[0], golden["val.label"])
 
 
@@ -206,9 +202,8 @@ def test_losses_and_gradients(branch, both, golden_model) -> None:
     logits, affinity = golden_model.decoder(frozen.tokens, (10, 10))
     close(logits.detach(), golden["logits"], 1e-3)
     close(affinity.detach(), golden["attn_pred"], 1e-3)
-    label = golden_model.pseudo_label(
-        frozen, images, labels, decoder_affinity=affinity if branch == "rfm" else None
-    )
+    refined = golden_model.refine_cam(frozen, affinity if branch == "rfm" else None)
+    label = golden_model.pseudo_label(refined, images, labels)
     pairs = affinity_labels(label, (10, 10))
     assert (pairs != golden[f"{branch}.aff_label"]).double().mean() <= 0.002
     segmentation, pairwise = golden_model.losses(logits, affinity, label)
@@ -302,7 +297,7 @@ def test_four_optimizer_steps(both, golden_backbone) -> None:
     model.decoder.load_state_dict(from_official(state))
     model.eval()
     images, labels, frozen = both
-    label = model.pseudo_label(frozen, images, labels)
+    label = model.pseudo_label(model.refine_cam(frozen), images, labels)
     budget = Budget(steps=10, warmup=2)
     optimizer = build_optimizer(model, budget)
     for step, expected in enumerate(golden["steps.losses"]):

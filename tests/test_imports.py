@@ -6,11 +6,12 @@ import pytest
 
 from weclip_lib.repro import ROOT
 
-LEAVES = {"labels", "config"}
+LEAVES = {"labels", "config", "files"}
 MATHS = {"affinity", "par", "losses", "metrics"}
 ALLOWED = {
     "labels": set(),
     "config": {"labels"},
+    "files": set(),
     **dict.fromkeys(MATHS, LEAVES),
     "backbone": LEAVES | MATHS,
     "decoder": LEAVES | MATHS,

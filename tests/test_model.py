@@ -62,9 +62,9 @@ def test_a_picture_without_foreground_is_all_background(backbone) -> None:
     images, labels = torch.randn(2, 3, 40, 56), torch.zeros(2, 12)
     frozen = model.freeze(images, labels)
     assert frozen.cam.eq(0).all()
-    assert model.pseudo_label(frozen, images, labels).eq(0).all()
+    assert model.pseudo_label(model.refine_cam(frozen), images, labels).eq(0).all()
     logits, affinity = model.decoder(frozen.tokens, (5, 7))
-    label = model.pseudo_label(frozen, images, labels, decoder_affinity=affinity)
+    label = model.pseudo_label(model.refine_cam(frozen, affinity), images, labels)
     assert all(loss.isfinite() for loss in model.losses(logits, affinity, label))
 
 
@@ -75,7 +75,8 @@ def test_padding_is_ignored_or_trained_on(backbone, world) -> None:
     padded[..., 150:] = True
     for ignore in (True, False):
         model = build(backbone, ignore_padding=ignore)
-        label = model.pseudo_label(model.freeze(images, labels), images, labels, padded=padded)
+        refined = model.refine_cam(model.freeze(images, labels))
+        label = model.pseudo_label(refined, images, labels, padded=padded)
         assert bool((label[padded] == IGNORE_INDEX).all()) == ignore
         assert (label[~padded] != IGNORE_INDEX).all()
 
@@ -106,7 +107,7 @@ def test_cache_holds_what_the_model_computes(backbone, world, features) -> None:
     torch.testing.assert_close(kept.cam, frozen.cam, atol=1e-3, rtol=0)
     torch.testing.assert_close(kept.tokens, frozen.tokens, atol=2e-2, rtol=2e-3)
     torch.testing.assert_close(kept.attention, frozen.attention[-6:], atol=1e-3, rtol=1e-3)
-    label = model.pseudo_label(frozen, images, world.image_labels[rows])
+    label = model.pseudo_label(model.refine_cam(frozen), images, world.image_labels[rows])
     assert (label != features.static_label[mirrored]).float().mean() < 0.002
 
 

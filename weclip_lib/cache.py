@@ -5,7 +5,6 @@ of everything the content depends on, so a changed picture, backbone or setting 
 """
 
 import json
-import shutil
 import time
 from dataclasses import asdict
 from hashlib import sha256
@@ -19,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from weclip_lib.datasets import LabelledImages, batches, normalise
+from weclip_lib.files import whole
 from weclip_lib.model import Frozen, WeCLIP
 from weclip_lib.repro import source_hash
 
@@ -80,9 +80,6 @@ class FrozenDataset:
         return total.hexdigest()[:16]
 
     def _write(self, model: WeCLIP, dataset: LabelledImages, path: Path, batch: int) -> None:
-        partial = path.with_name(path.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         images = [dataset.image(index) for index in range(len(dataset))]
         if len({image.shape for image in images}) > 1:
             raise ValueError(
@@ -93,32 +90,34 @@ class FrozenDataset:
         shapes: dict = {}
         began = time.process_time()
         progress = tqdm(total=len(images), desc="freezing features", unit="picture")
-        with (
-            (partial / "tokens.f16").open("wb") as tokens,
-            (partial / "attention.f16").open("wb") as attention,
-        ):
-            for rows in batches(range(len(images)), batch):
-                pixels = normalise([images[row] for row in rows], model.backbone.statistics)
-                frozen = model.freeze(pixels, self.labels[rows])
-                label = model.pseudo_label(frozen, pixels, self.labels[rows])
-                small["cam"].append(frozen.cam)
-                small["static_cam"].append(model.refine_cam(frozen, None))
-                small["static_label"].append(label.to(torch.uint8))
-                for name, file, value in (
-                    ("tokens", tokens, frozen.tokens),
-                    ("attention", attention, frozen.attention[-self.layers :]),
-                ):
-                    halves = value.transpose(0, 1).half().contiguous()
-                    file.write(halves.numpy().tobytes())
-                    shapes[name] = [len(images), *halves.shape[1:]]
-                progress.update(len(rows))
-        progress.close()
-        shapes["cpu_seconds"] = time.process_time() - began
-        stacked = {name: torch.cat(values).contiguous() for name, values in small.items()}
-        stacked["images"] = torch.from_numpy(np.stack(images))
-        save_file(stacked, partial / "small.safetensors")
-        (partial / "shapes.json").write_text(json.dumps(shapes))
-        partial.rename(path)
+        with whole(path) as partial:
+            partial.mkdir()
+            with (
+                (partial / "tokens.f16").open("wb") as tokens,
+                (partial / "attention.f16").open("wb") as attention,
+            ):
+                for rows in batches(range(len(images)), batch):
+                    pixels = normalise([images[row] for row in rows], model.backbone.statistics)
+                    frozen = model.freeze(pixels, self.labels[rows])
+                    refined = model.refine_cam(frozen)
+                    label = model.pseudo_label(refined, pixels, self.labels[rows])
+                    small["cam"].append(frozen.cam)
+                    small["static_cam"].append(refined)
+                    small["static_label"].append(label.to(torch.uint8))
+                    for name, file, value in (
+                        ("tokens", tokens, frozen.tokens),
+                        ("attention", attention, frozen.attention[-self.layers :]),
+                    ):
+                        halves = value.transpose(0, 1).half().contiguous()
+                        file.write(halves.numpy().tobytes())
+                        shapes[name] = [len(images), *halves.shape[1:]]
+                    progress.update(len(rows))
+            progress.close()
+            shapes["cpu_seconds"] = time.process_time() - began
+            stacked = {name: torch.cat(values).contiguous() for name, values in small.items()}
+            stacked["images"] = torch.from_numpy(np.stack(images))
+            save_file(stacked, partial / "small.safetensors")
+            (partial / "shapes.json").write_text(json.dumps(shapes))
 
     def frozen(self, rows: list[int]) -> Frozen:
         """The features of some rows, in single precision."""

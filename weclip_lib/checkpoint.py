@@ -8,6 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from weclip_lib.files import whole
+
 OFFICIAL_NAMES = (
     ("decoder_fts_fuse.linears_modulelist.", "projections."),
     (".proj.", ".0."),
@@ -31,10 +33,9 @@ def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def save_weights(module: nn.Module, path: Path, metadata: dict) -> None:
     """Write all tensors of `module` and a JSON note; the file appears only when it is whole."""
-    partial_path = path.with_name(path.name + ".partial")
     tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
-    save_file(tensors, partial_path, metadata={"note": json.dumps(metadata, sort_keys=True)})
-    partial_path.replace(path)
+    with whole(path) as partial:
+        save_file(tensors, partial, metadata={"note": json.dumps(metadata, sort_keys=True)})
 
 
 def read_note(path: Path) -> dict:

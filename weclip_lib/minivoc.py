@@ -10,7 +10,6 @@ import colorsys
 import csv
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from weclip_lib.config import World
+from weclip_lib.files import whole
 from weclip_lib.labels import (
     COLORMAP,
     IGNORE_INDEX,
@@ -569,25 +569,23 @@ def write_voc(
         if record.exists() and record.read_text() == recipe:
             return folder
         raise ValueError(f"{folder} holds something else than this MiniVOC: move or delete it")
-    partial_folder = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (partial_folder / name).mkdir(parents=True)
-    rows = [("name", "labels")]
-    with tqdm(total=sum(counts.values()), desc="drawing MiniVOC", unit="picture") as progress:
-        for split, count in counts.items():
-            names = [f"{split}_{index:05d}" for index in range(count)]
-            scenes = draw_many(SPLIT_SEEDS[split], range(count), world, processes=processes)
-            for name, scene in zip(names, scenes, strict=True):
-                jpeg = partial_folder / "JPEGImages" / f"{name}.jpg"
-                Image.fromarray(scene.image).save(jpeg, quality=95)
-                save_mask(scene.mask, partial_folder / "SegmentationClass" / f"{name}.png")
-                rows.append((name, ";".join(scene.classes)))
-                progress.update()
-            listing = partial_folder / "ImageSets/Segmentation" / f"{split}.txt"
-            listing.write_text("".join(f"{name}\n" for name in names))
-    with (partial_folder / "labels.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-    (partial_folder / record.name).write_text(recipe)
-    partial_folder.rename(folder)
+    with whole(folder) as partial_folder:
+        for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+            (partial_folder / name).mkdir(parents=True)
+        rows = [("name", "labels")]
+        with tqdm(total=sum(counts.values()), desc="drawing MiniVOC", unit="picture") as progress:
+            for split, count in counts.items():
+                names = [f"{split}_{index:05d}" for index in range(count)]
+                scenes = draw_many(SPLIT_SEEDS[split], range(count), world, processes=processes)
+                for name, scene in zip(names, scenes, strict=True):
+                    jpeg = partial_folder / "JPEGImages" / f"{name}.jpg"
+                    Image.fromarray(scene.image).save(jpeg, quality=95)
+                    save_mask(scene.mask, partial_folder / "SegmentationClass" / f"{name}.png")
+                    rows.append((name, ";".join(scene.classes)))
+                    progress.update()
+                listing = partial_folder / "ImageSets/Segmentation" / f"{split}.txt"
+                listing.write_text("".join(f"{name}\n" for name in names))
+        with (partial_folder / "labels.csv").open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        (partial_folder / record.name).write_text(recipe)
     return folder

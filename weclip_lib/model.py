@@ -77,7 +77,7 @@ class WeCLIP(nn.Module):
     def refine_cam(
         self,
         frozen: Frozen,
-        decoder_affinity: Float[Tensor, "batch patch patch"] | None,
+        decoder_affinity: Float[Tensor, "batch patch patch"] | None = None,
     ) -> Float[Tensor, "batch fg grid_h grid_w"]:
         """Spread the initial CAMs: by RFM if the decoder's affinity is given, else statically."""
         method = self.method
@@ -95,16 +95,15 @@ class WeCLIP(nn.Module):
 
     def pseudo_label(
         self,
-        frozen: Frozen,
+        refined_cam: Float[Tensor, "batch fg grid_h grid_w"],
         images: Float[Tensor, "batch 3 height width"],
         image_labels: Float[Tensor, "batch fg"],
         *,
-        decoder_affinity: Float[Tensor, "batch patch patch"] | None = None,
         padded: Bool[Tensor, "batch height width"] | None = None,
     ) -> Integer[Tensor, "batch height width"]:
-        """Class ids per pixel, made from image-level labels alone."""
+        """Class ids per pixel from CAMs of `refine_cam`: image-level labels, and no mask."""
         return cam.pseudo_label(
-            self.refine_cam(frozen, decoder_affinity),
+            refined_cam,
             images,
             image_labels,
             padded=padded if self.method.ignore_padding else None,

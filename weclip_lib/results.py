@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from weclip_lib.files import whole, write_text
 from weclip_lib.repro import ROOT, provenance
 
 RESULTS = ROOT / "results"
@@ -26,27 +27,30 @@ DECIMALS = {"": 2, "_curve": 5, "_per_class": 2, "_cost": 1}
 MARKER = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+def outside_results(folder: Path) -> Path:
+    """The folder, resolved.
+
+    Raises:
+        ValueError: If it is inside results/, which only `make publish` writes.
+    """
+    folder = folder.resolve()
+    if folder.is_relative_to(RESULTS):
+        raise ValueError(f"{folder} is inside results/: only `make publish` writes there")
+    return folder
+
+
 def output_folder(out_dir: str, notebook: str, parameters: dict) -> Path:
     """Where a notebook writes: `out_dir`, or runs/adhoc/<hash of the parameters>.
 
     Raises:
-        ValueError: If `out_dir` is inside results/, which only `make publish` writes.
+        ValueError: If `out_dir` is inside results/.
     """
     if not out_dir:
         key = sha256(json.dumps([notebook, parameters], sort_keys=True).encode()).hexdigest()
         out_dir = str(ROOT / "runs" / "adhoc" / key[:12])
-    folder = Path(out_dir).resolve()
-    if folder.is_relative_to(RESULTS):
-        raise ValueError(f"out_dir {folder} is inside results/: only `make publish` writes there")
+    folder = outside_results(Path(out_dir))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears under its name only when it is whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def write_table(folder: Path, notebook: str, rows: Iterable[dict], kind: str = "") -> pd.DataFrame:
@@ -151,17 +155,15 @@ def publish(source: Path, profile: str, notebooks: Sequence[str]) -> None:
         commits.add(about["commit"])
     if len(commits) > 1:
         raise ValueError(f"{source} mixes commits {sorted(commits)}: run `make studies` again")
-    target, partial = RESULTS / profile, RESULTS / f"{profile}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "notebooks").mkdir(parents=True)
-    for notebook in notebooks:
-        files = [source / f"{notebook}.json", *source.glob(f"{notebook}*.csv")]
-        for path in (*files, *source.glob(f"{notebook}*.png")):
-            shutil.copy2(path, partial / path.name)
-        executed = source / "notebooks" / f"{notebook}.ipynb"
-        shutil.copy2(executed, partial / "notebooks" / executed.name)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    with whole(RESULTS / profile) as partial:
+        (partial / "notebooks").mkdir(parents=True)
+        for notebook in notebooks:
+            files = [source / f"{notebook}.json", *source.glob(f"{notebook}*.csv")]
+            for path in (*files, *source.glob(f"{notebook}*.png")):
+                shutil.copy2(path, partial / path.name)
+            executed = source / "notebooks" / f"{notebook}.ipynb"
+            shutil.copy2(executed, partial / "notebooks" / executed.name)
+        shutil.rmtree(RESULTS / profile, ignore_errors=True)
     for page in (ROOT / "README.md", RESULTS / "README.md"):
         write_text(page, render(page.read_text(encoding="utf-8")))
 

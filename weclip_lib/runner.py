@@ -21,8 +21,9 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from weclip_lib.config import get_profile
+from weclip_lib.files import write_text
 from weclip_lib.repro import ROOT, library_hash, tree_hash
-from weclip_lib.results import RESULTS, write_text
+from weclip_lib.results import outside_results
 
 NOTEBOOKS = ROOT / "notebooks"
 PRESETS = {
@@ -169,9 +170,7 @@ def main() -> None:
         if not notebooks:
             raise ValueError(f"no notebook starts with {arguments.notebook!r} in {NOTEBOOKS}")
         default = preset["profile"] if arguments.preset == "run" else arguments.preset
-        folder = (arguments.out or ROOT / "runs" / default).resolve()
-        if folder.is_relative_to(RESULTS):
-            raise ValueError(f"{folder} is inside results/: only `make publish` writes there")
+        folder = outside_results(arguments.out or ROOT / "runs" / default)
         jobs = []
         for notebook in notebooks:
             declared = declared_parameters(notebook)

@@ -96,9 +96,8 @@ def train_decoder(
         elif step < rfm_from:
             label = features.static_label[rows].long()
         else:
-            label = model.pseudo_label(
-                frozen, features.pixels(rows), features.labels[rows], decoder_affinity=affinity
-            )
+            refined = model.refine_cam(frozen, affinity)
+            label = model.pseudo_label(refined, features.pixels(rows), features.labels[rows])
         segmentation, pairwise = model.losses(logits, affinity, label)
         loss = segmentation + model.method.affinity_weight * pairwise
         for group in optimizer.param_groups:

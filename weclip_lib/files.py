@@ -1,0 +1,27 @@
+"""Files and folders that appear under their name only when they are whole."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write a file or a folder to; it becomes `path` at the end.
+
+    If the block fails, `path` is as it was. What an earlier failure left behind is removed first.
+    """
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if partial.is_dir():
+        shutil.rmtree(partial)
+    partial.unlink(missing_ok=True)
+    yield partial
+    partial.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
