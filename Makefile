@@ -39,7 +39,7 @@ test: setup lint  ## lint, unit tests, golden parity, every notebook in profile 
 lab: setup  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
 
-pretrain: setup  ## train MiniCLIP anew (an hour and a half on two cores); resumes
+pretrain: setup  ## train MiniCLIP anew (more than two hours on two cores); resumes
 	$(BIN)/python -m weclip_lib.pretrain
 
 clean:  ## remove what runs and tools wrote; keeps results/, data/ and .venv

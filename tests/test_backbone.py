@@ -37,6 +37,12 @@ def test_attention_times_values_is_the_block(miniclip) -> None:
     torch.testing.assert_close(module.attend(block.attn, normed)[0], expected, atol=1e-5, rtol=0)
 
 
+def test_image_statistics(miniclip) -> None:
+    assert miniclip.statistics == module.MINICLIP_STATISTICS
+    other = load_backbone("MiniCLIP", "miniclip", "imagenet")
+    assert other.statistics == module.IMAGENET_STATISTICS
+
+
 def test_frozen_and_in_eval_mode(miniclip) -> None:
     miniclip.train()
     assert not any(m.training for m in miniclip.modules())

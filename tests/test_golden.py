@@ -19,7 +19,7 @@ from weclip_lib.affinity import (
     transition_matrix,
 )
 from weclip_lib.checkpoint import from_official
-from weclip_lib.config import OFFICIAL, Budget, DecoderShape, Method
+from weclip_lib.config import OFFICIAL, PROFILES, Budget, DecoderShape, Method, official
 from weclip_lib.evaluate import label_map, predict
 from weclip_lib.labels import COCO, VOC, VOC_BACKGROUNDS
 from weclip_lib.losses import affinity_loss, segmentation_loss
@@ -279,6 +279,14 @@ def test_scores() -> None:
     summary = torch.tensor([result.miou, result.pixel_accuracy, result.mean_accuracy]).double()
     close(summary / 100, golden["scores.summary"], 1e-6)
     torch.testing.assert_close(result.class_iou / 100, golden["scores.iou"], equal_nan=True)
+
+
+def test_official_preset_of_each_profile() -> None:
+    assert official(PROFILES["voc"]).method == OFFICIAL
+    coco = official(PROFILES["coco"])
+    assert (coco.method.box_threshold, coco.method.rfm_layers) == (0.7, 10)
+    assert (coco.method.rfm_rule, coco.method.rfm_start) == ("signed", 0.5)
+    assert official(PROFILES["mini"]).statistics == coco.statistics == "imagenet"
 
 
 def test_default_preset_differs_in_named_fields_only() -> None:

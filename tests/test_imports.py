@@ -13,7 +13,7 @@ ALLOWED = {
     "config": {"labels"},
     "files": set(),
     **dict.fromkeys(MATHS, LEAVES),
-    "backbone": LEAVES | MATHS,
+    "backbone": LEAVES | MATHS | {"checkpoint"},
     "decoder": LEAVES | MATHS,
     "checkpoint": LEAVES,
     "cam": LEAVES | MATHS | {"backbone"},

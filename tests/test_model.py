@@ -7,7 +7,7 @@ import torch
 
 from weclip_lib import cam
 from weclip_lib.backbone import load_backbone
-from weclip_lib.cache import FrozenDataset
+from weclip_lib.cache import FrozenDataset, static_labels
 from weclip_lib.checkpoint import load_weights, save_weights
 from weclip_lib.config import PROFILES
 from weclip_lib.datasets import LabelledImages, normalise
@@ -42,6 +42,11 @@ def build(backbone, **changes) -> WeCLIP:
 @pytest.fixture(scope="module")
 def features(backbone, world, tmp_path_factory):
     return FrozenDataset(build(backbone), world, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def static(backbone, features, tmp_path_factory):
+    return static_labels(build(backbone), features, tmp_path_factory.mktemp("labels"))
 
 
 def test_batched_grad_cam_equals_one_picture_and_class_at_a_time(backbone, world) -> None:
@@ -81,12 +86,12 @@ def test_padding_is_ignored_or_trained_on(backbone, world) -> None:
         assert (label[~padded] != IGNORE_INDEX).all()
 
 
-def test_one_step_changes_the_decoder_only(backbone, features) -> None:
+def test_one_step_changes_the_decoder_only(backbone, features, static) -> None:
     model = build(backbone)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     frozen = features.frozen([0, 1])
     logits, affinity = model.decoder(frozen.tokens, (20, 20))
-    loss = sum(model.losses(logits, affinity, features.static_label[[0, 1]].long()))
+    loss = sum(model.losses(logits, affinity, static.label[[0, 1]].long()))
     loss.backward()
     build_optimizer(model, SMOKE.budget).step()
     after = model.state_dict()
@@ -96,7 +101,7 @@ def test_one_step_changes_the_decoder_only(backbone, features) -> None:
     assert all(p.grad is None for p in backbone.parameters())
 
 
-def test_cache_holds_what_the_model_computes(backbone, world, features) -> None:
+def test_cache_holds_what_the_model_computes(backbone, world, features, static) -> None:
     model = build(backbone)
     rows = [1, 3]
     images = normalise([world.image(row)[:, ::-1] for row in rows], backbone.statistics)
@@ -106,17 +111,22 @@ def test_cache_holds_what_the_model_computes(backbone, world, features) -> None:
     torch.testing.assert_close(features.pixels(mirrored), images)
     torch.testing.assert_close(kept.cam, frozen.cam, atol=1e-3, rtol=0)
     torch.testing.assert_close(kept.tokens, frozen.tokens, atol=2e-2, rtol=2e-3)
-    torch.testing.assert_close(kept.attention, frozen.attention[-6:], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(kept.attention, frozen.attention[-8:], atol=1e-3, rtol=1e-3)
     label = model.pseudo_label(model.refine_cam(frozen), images, world.image_labels[rows])
-    assert (label != features.static_label[mirrored]).float().mean() < 0.002
+    assert (label != static.label[mirrored]).float().mean() < 0.002
 
 
 def test_cache_misses_when_a_setting_changes(backbone, world, features, tmp_path) -> None:
-    other = build(backbone, box_threshold=0.6)
+    other = build(backbone, template="a photo of {}.")
     assert FrozenDataset(other, world, tmp_path).key != features.key
+    other = build(backbone, rfm_layers=10)
+    assert FrozenDataset(other, world, tmp_path).key != features.key
+    for count, changes in ((1, {}), (1, {"rfm_start": 0.1}), (2, {"keep_box_ends": False})):
+        static_labels(build(backbone, **changes), features, tmp_path / "labels")
+        assert len(list((tmp_path / "labels").iterdir())) == count
 
 
-def test_rfm_starts_at_its_step(backbone, features, monkeypatch) -> None:
+def test_rfm_starts_at_its_step(backbone, features, static, monkeypatch) -> None:
     """Of 8 steps with rfm_start 0.25 the first two use the static labels."""
     calls = []
     original = cam.pseudo_label
@@ -124,14 +134,19 @@ def test_rfm_starts_at_its_step(backbone, features, monkeypatch) -> None:
     budget = replace(SMOKE.budget, steps=8)
     for start, expected in ((0.25, 6), (1.0, 0), (0.0, 8)):
         calls.clear()
-        train_decoder(build(backbone, rfm_start=start), features, budget, seed=0)
+        train_decoder(build(backbone, rfm_start=start), features, static.label, budget, seed=0)
         assert len(calls) == expected
 
 
-def test_training_repeats_bit_for_bit_and_is_kept(backbone, features, tmp_path) -> None:
+def test_training_repeats_bit_for_bit_and_is_kept(backbone, features, static, tmp_path) -> None:
     def run(folder):
         return trained_decoder(
-            lambda: build(backbone), features, SMOKE.budget, seed=3, folder=tmp_path / folder
+            lambda: build(backbone),
+            features,
+            static.label,
+            SMOKE.budget,
+            seed=3,
+            folder=tmp_path / folder,
         )
 
     runs = [run("a"), run("b"), run("a")]  # the last one is read back
@@ -142,10 +157,10 @@ def test_training_repeats_bit_for_bit_and_is_kept(backbone, features, tmp_path) 
         assert torch.equal(one, two) and torch.equal(one, three)
 
 
-def test_infinite_loss_stops(backbone, features) -> None:
+def test_infinite_loss_stops(backbone, features, static) -> None:
     budget = replace(SMOKE.budget, learning_rate=1e30, steps=6)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        train_decoder(build(backbone), features, budget, seed=0)
+        train_decoder(build(backbone), features, static.label, budget, seed=0)
 
 
 def test_decoder_size_is_the_published_one() -> None:

@@ -64,6 +64,8 @@ def finished(tmp_path, monkeypatch):
     about = {
         "clean": True,
         "commit": "c" * 40,
+        "library": "l",
+        "constraints": "n",
         "machine": "m",
         "versions": {"torch": "2"},
         "parameters": {"profile": "mini"},
@@ -98,6 +100,15 @@ def test_incomplete_runs_are_not_published(finished, spoil, message) -> None:
     with pytest.raises(ValueError, match=message):
         results.publish(source, "mini", ["01_x"])
     assert (root / "results/mini/old.csv").read_text() == "kept"
+
+
+def test_runs_of_different_libraries_are_not_published_together(finished) -> None:
+    source, _ = finished
+    about = json.loads((source / "01_x.json").read_text())
+    (source / "02_y.json").write_text(json.dumps(about | {"library": "changed"}))
+    (source / "notebooks" / "02_y.ipynb").write_text("{}")
+    with pytest.raises(ValueError, match=r"\['01_x'\], \['02_y'\].* different code"):
+        results.publish(source, "mini", ["01_x", "02_y"])
 
 
 def edit(source, **changes):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import open_clip
 import torch
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from weclip_lib.checkpoint import load_clip
 
 MINICLIP_FOLDER = Path(__file__).resolve().parents[1] / "data" / "miniclip"
 MINICLIP_STATISTICS = ((0.5,) * 3, (64 / 255,) * 3)
@@ -196,12 +199,15 @@ def _check_miniclip() -> tuple[Path, frozenset[str]]:
     return path, frozenset(card["vocabulary"])
 
 
-def load_backbone(name: str, weights: str | Path) -> Backbone:
+def load_backbone(
+    name: str, weights: str | Path, statistics: Literal["imagenet", "own"] = "own"
+) -> Backbone:
     """Build a frozen backbone from an open_clip model name and its weights.
 
     Args:
         name: Of an open_clip model configuration, such as `ViT-B-16-quickgelu` or `MiniCLIP`.
         weights: A tag of open_clip (`openai`), a local file, or `miniclip` for what ships.
+        statistics: What normalises pixels: those that the model was trained with, or ImageNet's.
 
     Raises:
         ValueError: If the name or the tag is unknown, or a file is not what it should be.
@@ -210,16 +216,25 @@ def load_backbone(name: str, weights: str | Path) -> Backbone:
     if name not in open_clip.list_models():
         raise ValueError(f"unknown backbone {name!r}: choose one of open_clip.list_models()")
     tokenizer = open_clip.get_tokenizer(name)
-    statistics, vocabulary = IMAGENET_STATISTICS, None
+    vocabulary = None
     if weights == "miniclip":
-        statistics = MINICLIP_STATISTICS
         weights, vocabulary = _check_miniclip()
-    if not Path(weights).exists():
+    if Path(weights).exists():
+        clip = open_clip.create_model(name, load_weights=False)
+        load_clip(clip, Path(weights))
+    else:
         tags = open_clip.list_pretrained_tags_by_model(name)
         if str(weights) not in tags:
             raise ValueError(
                 f"weights {str(weights)!r} are neither a file nor a tag of {name}: "
                 f"give a path, or one of {', '.join(tags) or 'no tags'}"
             )
-    clip = open_clip.create_model(name, pretrained=str(weights), require_pretrained=True)
-    return Backbone(clip, tokenizer, statistics, vocabulary)
+        clip = open_clip.create_model(name, pretrained=str(weights), require_pretrained=True)
+    if statistics == "imagenet":
+        chosen = IMAGENET_STATISTICS
+    else:
+        visual = clip.visual
+        chosen = (
+            MINICLIP_STATISTICS if name == "MiniCLIP" else (visual.image_mean, visual.image_std)
+        )
+    return Backbone(clip, tokenizer, chosen, vocabulary)

@@ -1,12 +1,13 @@
-"""Frozen features of a whole data set, computed once and kept on disk.
+"""Frozen features of a whole data set, and static pseudo labels of them, computed once.
 
-Only for pictures of one size that training shows plain or flipped. The folder's name is a hash
-of everything the content depends on, so a changed picture, backbone or setting never finds it.
+Only for pictures of one size that training shows plain or flipped. Both lie on disk, in folders
+named by a hash of everything their content depends on, so that a changed picture, backbone or
+setting never finds an old copy. Many decoders, and many ways to make labels, share the features.
 """
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,17 +23,22 @@ from weclip_lib.files import whole
 from weclip_lib.model import Frozen, WeCLIP
 from weclip_lib.repro import source_hash
 
-MADE_BY = ("affinity", "backbone", "cache", "cam", "datasets", "model", "par", "rfm")
+FEATURES_BY = ("backbone", "cache", "cam", "datasets", "model")
+LABELS_BY = ("affinity", "cache", "cam", "model", "par", "rfm")
+
+
+def _key(*about: object) -> str:
+    return sha256(repr(about).encode()).hexdigest()[:16]
 
 
 class FrozenDataset:
-    """Features, CAMs and static pseudo labels of every picture, plain and flipped.
+    """Tokens, attention and initial CAMs of every picture, plain and flipped.
 
     Tokens and attention are kept in half precision, CAMs in single. Picture `index` flipped is
     row `len(dataset) + index`.
 
     Args:
-        model: Its backbone and method make the content; the decoder plays no part.
+        model: Its backbone and prompts make the content; the decoder plays no part.
         dataset: Pictures of one size.
         folder: Holds one folder per key.
         batch: Pictures a forward pass.
@@ -45,39 +51,33 @@ class FrozenDataset:
         self, model: WeCLIP, dataset: LabelledImages, folder: Path, *, batch: int = 8
     ) -> None:
         self.labels = dataset.image_labels.repeat(2, 1)
-        self.layers = model.method.rfm_layers
+        self.layers = max(model.method.static_layers, model.method.rfm_layers)
         self.key = self._key(model, dataset)
-        path = folder / self.key
+        path = folder / f"features-{self.key}"
         if not path.exists():
             self._write(model, dataset, path, batch)
-        shapes = json.loads((path / "shapes.json").read_text())
-        self.cpu_seconds = shapes["cpu_seconds"]  # of computing all this, when it was done
-        self.tokens = self._open(path / "tokens.f16", shapes["tokens"])
-        self.attention = self._open(path / "attention.f16", shapes["attention"])
+        about = json.loads((path / "about.json").read_text())
+        self.cpu_seconds: float = about["cpu_seconds"]  # of computing all this, when it was done
+        self.tokens = np.memmap(path / "tokens.f16", np.float16, "r", shape=tuple(about["tokens"]))
+        self.attention = np.memmap(
+            path / "attention.f16", np.float16, "r", shape=tuple(about["attention"])
+        )
         small = load_file(path / "small.safetensors")
         self.cam: Float[Tensor, "image fg grid_h grid_w"] = small["cam"]
-        self.static_cam: Float[Tensor, "image fg grid_h grid_w"] = small["static_cam"]
-        self.static_label: UInt8[Tensor, "image height width"] = small["static_label"]
         self.images: UInt8[Tensor, "image height width 3"] = small["images"]
         self.statistics = model.backbone.statistics
 
-    @staticmethod
-    def _open(path: Path, shape: list[int]) -> np.memmap:
-        return np.memmap(path, np.float16, "r", shape=tuple(shape))
-
-    @staticmethod
-    def _key(model: WeCLIP, dataset: LabelledImages) -> str:
-        total = sha256()
+    def _key(self, model: WeCLIP, dataset: LabelledImages) -> str:
+        weights = sha256()
         for tensor in (*model.backbone.state_dict().values(), model.foreground, model.background):
-            total.update(tensor.cpu().numpy().tobytes())
-        about = (
-            source_hash(*MADE_BY),
-            asdict(model.method),
+            weights.update(tensor.cpu().numpy().tobytes())
+        return _key(
+            source_hash(*FEATURES_BY),
+            weights.hexdigest(),
             model.backbone.statistics,
+            self.layers,
             dataset.digest(),
         )
-        total.update(repr(about).encode())
-        return total.hexdigest()[:16]
 
     def _write(self, model: WeCLIP, dataset: LabelledImages, path: Path, batch: int) -> None:
         images = [dataset.image(index) for index in range(len(dataset))]
@@ -86,47 +86,80 @@ class FrozenDataset:
                 "the pictures differ in size: features can be cached for one size only"
             )
         images += [image[:, ::-1] for image in images]
-        small: dict[str, list[Tensor]] = {"cam": [], "static_cam": [], "static_label": []}
-        shapes: dict = {}
+        cams: list[Tensor] = []
+        about: dict = {}
         began = time.process_time()
-        progress = tqdm(total=len(images), desc="freezing features", unit="picture")
         with whole(path) as partial:
             partial.mkdir()
             with (
                 (partial / "tokens.f16").open("wb") as tokens,
                 (partial / "attention.f16").open("wb") as attention,
+                tqdm(total=len(images), desc="freezing features", unit="picture") as progress,
             ):
                 for rows in batches(range(len(images)), batch):
                     pixels = normalise([images[row] for row in rows], model.backbone.statistics)
                     frozen = model.freeze(pixels, self.labels[rows])
-                    refined = model.refine_cam(frozen)
-                    label = model.pseudo_label(refined, pixels, self.labels[rows])
-                    small["cam"].append(frozen.cam)
-                    small["static_cam"].append(refined)
-                    small["static_label"].append(label.to(torch.uint8))
+                    cams.append(frozen.cam)
                     for name, file, value in (
                         ("tokens", tokens, frozen.tokens),
                         ("attention", attention, frozen.attention[-self.layers :]),
                     ):
                         halves = value.transpose(0, 1).half().contiguous()
                         file.write(halves.numpy().tobytes())
-                        shapes[name] = [len(images), *halves.shape[1:]]
+                        about[name] = [len(images), *halves.shape[1:]]
                     progress.update(len(rows))
-            progress.close()
-            shapes["cpu_seconds"] = time.process_time() - began
-            stacked = {name: torch.cat(values).contiguous() for name, values in small.items()}
-            stacked["images"] = torch.from_numpy(np.stack(images))
-            save_file(stacked, partial / "small.safetensors")
-            (partial / "shapes.json").write_text(json.dumps(shapes))
+            about["cpu_seconds"] = time.process_time() - began
+            maps = torch.cat(cams).contiguous()
+            small = {"cam": maps, "images": torch.from_numpy(np.stack(images))}
+            save_file(small, partial / "small.safetensors")
+            (partial / "about.json").write_text(json.dumps(about))
+
+    def patches(self, rows: list[int]) -> Float[Tensor, "block batch patch width"]:
+        """The patch tokens of some rows, in single precision."""
+        return torch.from_numpy(self.tokens[rows]).float().transpose(0, 1)
 
     def frozen(self, rows: list[int]) -> Frozen:
-        """The features of some rows, in single precision."""
-        tokens, attention = (
-            torch.from_numpy(store[rows]).float().transpose(0, 1)
-            for store in (self.tokens, self.attention)
-        )
-        return Frozen(tokens, attention, self.cam[rows])
+        """All features of some rows, in single precision."""
+        attention = torch.from_numpy(self.attention[rows]).float().transpose(0, 1)
+        return Frozen(self.patches(rows), attention, self.cam[rows])
 
     def pixels(self, rows: list[int]) -> Float[Tensor, "batch 3 height width"]:
         """The normalised pictures of some rows."""
         return normalise(list(self.images[rows].numpy()), self.statistics)
+
+
+@dataclass(frozen=True)
+class StaticLabels:
+    """What frozen parts alone make of every row of a `FrozenDataset`."""
+
+    cam: Float[Tensor, "image fg grid_h grid_w"]  # spread along the attention
+    label: UInt8[Tensor, "image height width"]
+    cpu_seconds: float  # of computing all this, when it was done
+
+
+def static_labels(
+    model: WeCLIP, features: FrozenDataset, folder: Path, *, batch: int = 8
+) -> StaticLabels:
+    """Static pseudo labels by the model's method, from `folder` if they are there."""
+    method = asdict(model.method)
+    for later in ("rfm_layers", "rfm_rule", "rfm_start", "affinity_radius", "affinity_weight"):
+        method.pop(later)  # plays no part in them
+    path = folder / f"labels-{_key(source_hash(*LABELS_BY), features.key, method)}.safetensors"
+    if not path.exists():
+        began = time.process_time()
+        cams, made = [], []
+        rows = list(range(len(features.labels)))
+        with tqdm(total=len(rows), desc="making static labels", unit="picture") as progress:
+            for part in batches(rows, batch):
+                refined = model.refine_cam(features.frozen(part))
+                label = model.pseudo_label(refined, features.pixels(part), features.labels[part])
+                cams.append(refined)
+                made.append(label.to(torch.uint8))
+                progress.update(len(part))
+        seconds = torch.tensor(time.process_time() - began)
+        maps = torch.cat(cams).contiguous()
+        found = {"cam": maps, "label": torch.cat(made), "cpu_seconds": seconds}
+        with whole(path) as partial:
+            save_file(found, partial)
+    found = load_file(path)
+    return StaticLabels(found["cam"], found["label"], found["cpu_seconds"].item())

@@ -32,13 +32,15 @@ class Phase:
     size: int  # pixels a side
     kept: int  # patches of a picture that go through the blocks, drawn at random
     batch: int  # pictures
+    mixed: float = 0.0  # part of the batch that shows two pictures each
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """MiniCLIP's recipe; the model is data/miniclip/MiniCLIP.json."""
+    """A round of MiniCLIP's training; the model is data/miniclip/MiniCLIP.json."""
 
-    seed: int = 1000  # of the pictures and of everything random; apart from all splits
+    phases: tuple[Phase, ...]
+    seed: int  # of the pictures and of everything random; apart from all splits
     pictures: int = 60_000  # drawn once, then sampled without replacement each epoch
     shard: int = 1_000  # pictures a file
     warmup: int = 100  # steps
@@ -46,18 +48,57 @@ class Pretraining:
     lr_matrices: float = 6e-3  # Muon
     lr_others: float = 1.5e-3  # AdamW
     weight_decay: float = 0.01
-    info_nce: float = 0.3  # weight; the phrase loss has weight 1
-    phases: tuple[Phase, ...] = (
-        Phase(until=1000, stride=2, size=112, kept=98, batch=128),
-        Phase(until=4400, stride=2, size=112, kept=98, batch=64),
-        Phase(until=5300, stride=1, size=112, kept=98, batch=64),
-        Phase(until=5600, stride=1, size=160, kept=200, batch=64),
-    )
+    info_nce: float = 0.3  # weight of pictures against captions
+    class_token: float = 0.5  # weight of the class token against phrases
+    patch_mean: float = 0.5  # weight of the mean over patches against phrases
+    patch_vote: float = 0.0  # weight of the patches' votes for phrases
+    spread_vote: float = 0.0  # weight of their votes once spread along the attention
     checkpoint_every: int = 400  # steps
 
     @property
     def steps(self) -> int:
         return self.phases[-1].until
+
+
+MINICLIP_ROUNDS = (
+    Pretraining(  # to see at all
+        seed=1000,
+        phases=(
+            Phase(until=1000, stride=2, size=112, kept=98, batch=128),
+            Phase(until=4400, stride=2, size=112, kept=98, batch=64),
+            Phase(until=5300, stride=1, size=112, kept=98, batch=64),
+            Phase(until=5600, stride=1, size=160, kept=200, batch=64),
+        ),
+    ),
+    Pretraining(  # to see what is where
+        seed=1001,
+        phases=(
+            Phase(until=1500, stride=1, size=160, kept=128, batch=64, mixed=0.5),
+            Phase(until=1750, stride=1, size=160, kept=400, batch=64, mixed=0.5),
+        ),
+        decay=1700,
+        lr_matrices=3e-3,
+        lr_others=8e-4,
+        patch_mean=1.5,
+        patch_vote=1.0,
+    ),
+    Pretraining(  # to attend to what belongs together
+        seed=1002,
+        pictures=24_000,
+        phases=(
+            Phase(until=300, stride=1, size=160, kept=200, batch=64, mixed=0.5),
+            Phase(until=360, stride=1, size=160, kept=400, batch=64, mixed=0.5),
+        ),
+        warmup=20,
+        decay=340,
+        lr_matrices=2e-3,
+        lr_others=5e-4,
+        patch_mean=1.5,
+        patch_vote=0.5,
+        spread_vote=1.0,
+        checkpoint_every=60,
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +119,13 @@ class Method:
     affinity_weight: float = 0.1  # of the affinity loss; official
 
 
-OFFICIAL = Method(keep_box_ends=False, rfm_rule="signed", rfm_start=0.305, ignore_padding=False)
+OFFICIAL_SWITCHES = {
+    "keep_box_ends": False,
+    "rfm_rule": "signed",
+    "rfm_start": 0.305,
+    "ignore_padding": False,
+}
+OFFICIAL = Method(**OFFICIAL_SWITCHES)
 
 
 @dataclass(frozen=True)
@@ -111,6 +158,7 @@ class Profile:
     labels: LabelSet
     backbone: str  # open_clip model name
     weights: str  # open_clip tag, or a file
+    statistics: Literal["imagenet", "own"] = "imagenet"  # of pixels; official; own: CLIP's
     method: Method = field(default_factory=Method)
     decoder: DecoderShape = field(default_factory=DecoderShape)
     budget: Budget = field(default_factory=Budget)
@@ -124,6 +172,7 @@ _MINI = Profile(
     labels=MINIVOC,
     backbone="MiniCLIP",
     weights="miniclip",
+    statistics="own",
     decoder=DecoderShape(dim=128),
     budget=Budget(steps=400, batch=8, learning_rate=1e-3, crop=160),
     drawn=(1000, 250, 250),
@@ -158,3 +207,11 @@ def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
     return PROFILES[name]
+
+
+def official(profile: Profile) -> Profile:
+    """The published code's method and image statistics, on a profile's data, backbone, budget."""
+    switches = dict(OFFICIAL_SWITCHES)
+    if profile.labels is COCO:
+        switches["rfm_start"] = 0.5  # there the official counter counts training steps alone
+    return replace(profile, method=replace(profile.method, **switches), statistics="imagenet")

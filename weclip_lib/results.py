@@ -136,9 +136,9 @@ def publish(source: Path, profile: str, notebooks: Sequence[str]) -> None:
 
     Raises:
         ValueError: If a notebook's output is missing, the code was not a clean commit, or
-            outputs come from different commits.
+            notebooks were run with different libraries or versions.
     """
-    commits = set()
+    sources = {}
     for notebook in notebooks:
         record = source / f"{notebook}.json"
         executed = source / "notebooks" / f"{notebook}.ipynb"
@@ -152,9 +152,12 @@ def publish(source: Path, profile: str, notebooks: Sequence[str]) -> None:
             raise ValueError(
                 f"{record} has profile {about['parameters']['profile']}: not {profile}"
             )
-        commits.add(about["commit"])
-    if len(commits) > 1:
-        raise ValueError(f"{source} mixes commits {sorted(commits)}: run `make studies` again")
+        sources.setdefault((about["library"], about["constraints"]), []).append(notebook)
+    if len(sources) > 1:
+        raise ValueError(
+            f"in {source}, {sorted(sources.values())} were run with different code or versions "
+            "of the library: run `make studies` again"
+        )
     with whole(RESULTS / profile) as partial:
         (partial / "notebooks").mkdir(parents=True)
         for notebook in notebooks:

@@ -58,21 +58,22 @@ def build_optimizer(model: WeCLIP, budget: Budget) -> torch.optim.AdamW:
 def train_decoder(
     model: WeCLIP,
     features: FrozenDataset,
+    labels: UInt8[Tensor, "image height width"],
     budget: Budget,
     *,
     seed: int,
-    masks: UInt8[Tensor, "image height width"] | None = None,
     progress: str = "training",
 ) -> list[dict[str, float]]:
-    """Train the decoder in place, on pseudo labels or, fully supervised, on masks.
+    """Train the decoder in place, on given labels until the RFM starts, then on those it makes.
 
-    Pseudo labels are static until `method.rfm_start` of the steps, then made anew at every step
-    with the decoder's affinity of that step.
+    The RFM starts at `method.rfm_start` of the steps; at 1 it never does. Its labels are made anew
+    at every step with the decoder's affinity of that step.
 
     Args:
         features: Frozen features of the training pictures.
+        labels: Of every row of `features`: static pseudo labels, or true masks for full
+            supervision (with `rfm_start` 1).
         seed: Of the order of the pictures and of dropout; the decoder is as it is passed.
-        masks: True masks of every row of `features`; given only for full supervision.
         progress: Name of the bar.
 
     Returns:
@@ -89,14 +90,11 @@ def train_decoder(
     for step in tqdm(range(budget.steps), desc=progress, unit="step"):
         rng = np.random.default_rng([seed, step])
         rows = rng.choice(len(features.labels), budget.batch, replace=False).tolist()
-        frozen = features.frozen(rows)
-        logits, affinity = model.decoder(frozen.tokens, tuple(frozen.cam.shape[-2:]))
-        if masks is not None:
-            label = masks[rows].long()
-        elif step < rfm_from:
-            label = features.static_label[rows].long()
+        logits, affinity = model.decoder(features.patches(rows), tuple(features.cam.shape[-2:]))
+        if step < rfm_from:
+            label = labels[rows].long()
         else:
-            refined = model.refine_cam(frozen, affinity)
+            refined = model.refine_cam(features.frozen(rows), affinity)
             label = model.pseudo_label(refined, features.pixels(rows), features.labels[rows])
         segmentation, pairwise = model.losses(logits, affinity, label)
         loss = segmentation + model.method.affinity_weight * pairwise
@@ -122,11 +120,11 @@ def train_decoder(
 def trained_decoder(
     build: Callable[[], WeCLIP],
     features: FrozenDataset,
+    labels: UInt8[Tensor, "image height width"],
     budget: Budget,
     *,
     seed: int,
     folder: Path,
-    masks: UInt8[Tensor, "image height width"] | None = None,
     progress: str = "training",
 ) -> Trained:
     """`train_decoder` on a new model, or the same run's weights from `folder` if they are there.
@@ -141,7 +139,7 @@ def trained_decoder(
         asdict(model.method),
         asdict(budget),
         seed,
-        masks is not None,
+        sha256(labels.numpy().tobytes()).hexdigest(),
         [tuple(p.shape) for p in model.decoder.parameters()],
         features.key,
         source_hash(*MADE_BY),
@@ -151,7 +149,7 @@ def trained_decoder(
         load_weights(model.decoder, load_file(path), str(path))
         return Trained(model.eval(), **read_note(path))
     began = time.process_time()
-    history = train_decoder(model, features, budget, seed=seed, masks=masks, progress=progress)
+    history = train_decoder(model, features, labels, budget, seed=seed, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     note = {"history": history, "cpu_seconds": time.process_time() - began}
     save_weights(model.decoder, path, note)
