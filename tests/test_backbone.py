@@ -13,6 +13,11 @@ def miniclip():
     return load_backbone("MiniCLIP", "miniclip")
 
 
+def test_loading_says_nothing(caplog) -> None:
+    load_backbone("MiniCLIP", "miniclip")
+    assert caplog.text == ""
+
+
 def test_equals_open_clip(miniclip) -> None:
     """All blocks by our walk, against open_clip's own encode_image."""
     images = torch.randn(2, 3, 112, 112)

@@ -5,6 +5,7 @@ to `cam.py`, as in the official code, where it runs only inside Grad-CAM (REFERE
 """
 
 import json
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -184,6 +185,15 @@ def _file_hash(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 
 
+def _without_weights(name: str) -> nn.Module:
+    """An open_clip model to load weights into, and not the warning that it has none."""
+    logging.disable(logging.WARNING)
+    try:
+        return open_clip.create_model(name, load_weights=False)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def _check_miniclip() -> tuple[Path, frozenset[str]]:
     """The weights that ship, checked, and the words of their training captions."""
     card = json.loads((MINICLIP_FOLDER / "card.json").read_text())
@@ -220,7 +230,7 @@ def load_backbone(
     if weights == "miniclip":
         weights, vocabulary = _check_miniclip()
     if Path(weights).exists():
-        clip = open_clip.create_model(name, load_weights=False)
+        clip = _without_weights(name)
         load_clip(clip, Path(weights))
     else:
         tags = open_clip.list_pretrained_tags_by_model(name)
