@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from weclip_lib.config import Pretraining, World
+from weclip_lib.config import MINICLIP_ROUNDS, World
 from weclip_lib.labels import IGNORE_INDEX, MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
 from weclip_lib.minivoc import SHAPES, SPLIT_SEEDS, USUAL_BACKGROUND, draw, draw_many, write_voc
 
@@ -18,7 +18,7 @@ def test_same_picture_whatever_the_process_count() -> None:
 
 
 def test_streams_are_disjoint() -> None:
-    seeds = [*SPLIT_SEEDS.values(), Pretraining().seed]
+    seeds = [*SPLIT_SEEDS.values(), *(recipe.seed for recipe in MINICLIP_ROUNDS)]
     assert len(set(seeds)) == len(seeds)
     assert not np.array_equal(draw(seeds[0], 0).image, draw(seeds[1], 0).image)
 
