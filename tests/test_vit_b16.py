@@ -25,10 +25,6 @@ def model() -> WeCLIP:
     return WeCLIP(backbone, VOC, Method(), DecoderShape())
 
 
-def test_published_size_of_the_decoder(model) -> None:
-    assert sum(p.numel() for p in model.decoder.parameters()) == 5_985_045
-
-
 def test_a_training_step(model) -> None:
     """Forward, CAM, RFM, losses, backward and optimizer step at 320x320, batch 2."""
     images = torch.randn(2, 3, 320, 320)

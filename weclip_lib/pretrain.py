@@ -73,7 +73,6 @@ def _draw_shard(path: Path, seed: int, start: int, stop: int, world: World) -> P
 
 def draw_pool(folder: Path, recipe: Pretraining, world: World, *, processes: int) -> list[Path]:
     """Draw the recipe's pictures ahead, in shards; what is there already is kept."""
-    folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, recipe.pictures, recipe.shard)
     with ProcessPoolExecutor(processes) as pool:
         jobs = [

@@ -144,7 +144,6 @@ def run_notebook(notebook: Path, folder: Path, parameters: dict) -> bool:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (partial / name).replace(folder / name)
     shutil.rmtree(partial)
-    (folder / ".runner").mkdir(exist_ok=True)
     record = json.dumps({"key": key, "files": files}, indent=1)
     write_text(folder / ".runner" / f"{notebook.stem}.json", record)
     return True

@@ -90,11 +90,13 @@ def train_decoder(
     for step in tqdm(range(budget.steps), desc=progress, unit="step"):
         rng = np.random.default_rng([seed, step])
         rows = rng.choice(len(features.labels), budget.batch, replace=False).tolist()
-        logits, affinity = model.decoder(features.patches(rows), tuple(features.cam.shape[-2:]))
-        if step < rfm_from:
+        frozen = features.frozen(rows) if step >= rfm_from else None
+        tokens = frozen.tokens if frozen else features.patches(rows)
+        logits, affinity = model.decoder(tokens, tuple(features.cam.shape[-2:]))
+        if frozen is None:
             label = labels[rows].long()
         else:
-            refined = model.refine_cam(features.frozen(rows), affinity)
+            refined = model.refine_cam(frozen, affinity)
             label = model.pseudo_label(refined, features.pixels(rows), features.labels[rows])
         segmentation, pairwise = model.losses(logits, affinity, label)
         loss = segmentation + model.method.affinity_weight * pairwise
@@ -150,7 +152,6 @@ def trained_decoder(
         return Trained(model.eval(), **read_note(path))
     began = time.process_time()
     history = train_decoder(model, features, labels, budget, seed=seed, progress=progress)
-    folder.mkdir(parents=True, exist_ok=True)
     note = {"history": history, "cpu_seconds": time.process_time() - began}
     save_weights(model.decoder, path, note)
     return Trained(model, **note)
