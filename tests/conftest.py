@@ -1,12 +1,10 @@
 """Shared fixtures: the deterministic small CLIP and decoder of tests/golden."""
 
-from pathlib import Path
-
-import numpy as np
 import open_clip
 import pytest
 import torch
 
+from tests import parity
 from tests.golden import golden_gen
 from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
 from weclip_lib.checkpoint import from_official
@@ -14,17 +12,10 @@ from weclip_lib.config import OFFICIAL, DecoderShape
 from weclip_lib.labels import VOC
 from weclip_lib.model import WeCLIP
 
-GOLDEN = Path(__file__).parent / "golden"
 
-
-def load_golden(name: str) -> dict[str, torch.Tensor]:
-    arrays = np.load(GOLDEN / f"{name}.npz")
-    return {k: torch.from_numpy(arrays[k]) for k in arrays.files if arrays[k].dtype.kind in "fiub"}
-
-
-def normalise(image_u8: torch.Tensor) -> torch.Tensor:
-    mean, std = (torch.tensor(v) * 255 for v in IMAGENET_STATISTICS)
-    return ((image_u8.float() - mean) / std).permute(2, 0, 1)
+def pytest_terminal_summary(terminalreporter) -> None:
+    for what, count in parity.COUNT.items():
+        terminalreporter.write_line(f"parity with the official code: {count} {what}")
 
 
 @pytest.fixture(scope="session")

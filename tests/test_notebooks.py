@@ -1,5 +1,6 @@
 """Every notebook: the house style, and a run in profile smoke."""
 
+import importlib
 import re
 
 import nbformat
@@ -37,6 +38,24 @@ def test_anatomy(path) -> None:
         assert re.search(f"^{title}$", prose, re.MULTILINE)
     assert "write_provenance" in code[-1].source
     assert all(cell.get("outputs") == [] and cell.execution_count is None for cell in code)
+
+
+def test_every_behaviour_of_the_official_code_has_a_row() -> None:
+    """The last column names what does it here: things that exist."""
+    notebook = nbformat.read(ROOT / "notebooks" / "07_official_vs_intended.ipynb", as_version=4)
+    source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    rows = [line.split(" | ") for line in source.splitlines() if re.match(r"\| \d+ \|", line)]
+    assert [int(row[0].strip("| ")) for row in rows] == list(range(1, 45))
+    for row in rows:
+        for name in re.findall(r"`([\w./]+)`", row[-1]):
+            if name.startswith("tests/"):
+                assert (ROOT / name).exists()
+                continue
+            module, *rest = name.split(".")
+            found = importlib.import_module(f"weclip_lib.{module}")
+            for part in rest:
+                fields = getattr(found, "__dataclass_fields__", {})
+                found = fields[part] if part in fields else getattr(found, part)
 
 
 @pytest.mark.notebook

@@ -113,7 +113,10 @@ def propagate_cam(
 def radius_mask(
     grid_h: int, grid_w: int, radius: int, device: torch.device | None = None
 ) -> Bool[Tensor, "patch patch"]:
-    """Pairs of patches at most `radius` patches apart along both axes (Chebyshev)."""
+    """Pairs of patches at most `radius` patches apart along both axes (Chebyshev).
+
+    Source: official scripts/dist_clip_voc.py:116-135; REFERENCE 36.
+    """
     y = torch.arange(grid_h, device=device).repeat_interleave(grid_w)
     x = torch.arange(grid_w, device=device).repeat(grid_h)
     return ((y[:, None] - y).abs() <= radius) & ((x[:, None] - x).abs() <= radius)
@@ -126,7 +129,7 @@ def affinity_labels(
 
     A patch has the label of its top-left pixel (nearest resize). Pairs with an ignored patch or
     further apart than `radius` patches are ignored; a patch is paired with itself.
-    Source: official utils cams_to_affinity_label, get_mask_by_radius; REFERENCE 36.
+    Source: official utils/camutils.py cams_to_affinity_label; REFERENCE 36.
     """
     patches = F.interpolate(label[:, None].float(), size=grid, mode="nearest").flatten(1).long()
     ignored = patches == IGNORE_INDEX

@@ -22,6 +22,7 @@ class GradCAM:
     """Initial CAMs and what the last block said on the way."""
 
     cam: Float[Tensor, "batch fg grid_h grid_w"]  # in [0, 1]; 0 for absent classes
+    raw: Float[Tensor, "batch fg grid_h grid_w"]  # before ReLU and scaling; signed, tiny
     probabilities: Float[Tensor, "batch prompt"]  # foreground, then background; absent: 0
     attention: Float[Tensor, "batch token token"]  # of the last block, mean over heads
 
@@ -73,12 +74,23 @@ def grad_cam(
         each = torch.eye(slots.shape[1]).to(targets)[:, None].expand(-1, len(tokens), -1)
         (gradient,) = torch.autograd.grad(targets, activation, each, is_grads_batched=True)
     channel_weights = gradient[:, :, 1:].mean(dim=2)
-    maps = torch.einsum("kbc,bnc->bkn", channel_weights, activation.detach()[:, 1:]).relu()
-    maps = rearrange(maps, "b k (h w) -> b k h w", h=features.grid[0])
-    maps = min_max(min_max(maps)) * real[..., None, None]  # twice, as published: REFERENCE 12
-    cam = maps.new_zeros(*image_labels.shape, *features.grid)
-    cam.scatter_(1, slots[..., None, None].expand_as(maps), maps)
-    return GradCAM(cam, probabilities.detach(), attention.detach())
+    maps = torch.einsum("kbc,bnc->bkn", channel_weights, activation.detach()[:, 1:])
+    maps = rearrange(maps, "b k (h w) -> b k h w", h=features.grid[0]) * real[..., None, None]
+    scaled = min_max(min_max(maps.relu()))  # twice, as published: REFERENCE 12
+    empty = maps.new_zeros(*image_labels.shape, *features.grid)
+    places = slots[..., None, None].expand_as(maps)
+    cam, raw = (empty.scatter(1, places, found) for found in (scaled, maps))
+    return GradCAM(cam, raw, probabilities.detach(), attention.detach())
+
+
+def enlarge_cam(
+    cam: Float[Tensor, "batch cls grid_h grid_w"], size: tuple[int, int]
+) -> Float[Tensor, "batch cls height width"]:
+    """Scale every map to [0, 1] on its grid, then enlarge it bilinearly to `size` pixels.
+
+    Source: official clip/clip_tool.py generate_cam_label; REFERENCE 29.
+    """
+    return F.interpolate(min_max(cam), size=size, mode="bilinear", align_corners=False)
 
 
 @torch.no_grad()
@@ -92,8 +104,8 @@ def pseudo_label(
 ) -> Integer[Tensor, "batch height width"]:
     """Turn CAMs into class ids per pixel: scale, enlarge, add background, PAR, argmax.
 
-    Background is 1 minus the highest class map. Source: official generate_cam_label and
-    _refine_cams; REFERENCE 29, 30.
+    Background is 1 minus the highest class map.
+    Source: official WeCLIP_model/model_attn_aff_voc.py:158-170; REFERENCE 29, 30.
 
     Args:
         images: In any linear scale of RGB, for PAR; their size is the label's.
@@ -103,10 +115,7 @@ def pseudo_label(
     """
     slots, real = present_classes(image_labels)
     maps = cam.gather(1, slots[..., None, None].expand(-1, -1, *cam.shape[-2:]))
-    maps = F.interpolate(
-        min_max(maps), size=images.shape[-2:], mode="bilinear", align_corners=False
-    )
-    maps = maps * real[..., None, None]
+    maps = enlarge_cam(maps, tuple(images.shape[-2:])) * real[..., None, None]
     maps = torch.cat([1 - maps.amax(dim=1, keepdim=True), maps], dim=1)
     if par_iterations:
         maps = par.refine(images, maps, iterations=par_iterations)

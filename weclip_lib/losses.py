@@ -1,6 +1,6 @@
 """The two training losses of WeCLIP; each also returns the counts it divided by.
 
-Source: official utils/losses.py; REFERENCE 35, 36.
+Source: official scripts/dist_clip_voc.py get_seg_loss, utils/losses.py; REFERENCE 35, 36.
 """
 
 import torch

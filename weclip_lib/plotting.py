@@ -118,6 +118,20 @@ def bars(summary: pd.DataFrame, *, order: Sequence[str], xlabel: str) -> Figure:
     return figure
 
 
+def changes(values: pd.DataFrame, *, xlabel: str) -> Figure:
+    """A line a column, from the top: a dot a row (a seed), a bar for their mean."""
+    figure, axis = plt.subplots(figsize=(6.5, 0.42 * values.shape[1] + 0.9))
+    places = np.arange(values.shape[1])[::-1]
+    axis.axvline(0, color="0.6", lw=0.8)
+    axis.barh(places, values.mean(), height=0.5, color="C0", alpha=0.35)
+    for _, row in values.iterrows():
+        axis.plot(row, places, "o", color="C0", ms=4)
+    axis.set_yticks(places, values.columns)
+    axis.set(xlabel=xlabel)
+    figure.tight_layout()
+    return figure
+
+
 def matrix(
     values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Figure:

@@ -119,7 +119,7 @@ def rendered_table(name: str) -> str:
     images = table.groupby("split")["n_images"].max()
     counts = ", ".join(f"{split} {number}" for split, number in images.items())
     note = (
-        f"mIoU in percent, mean ± standard deviation over seeds. Pictures: {counts}. "
+        f"In percent, mean ± standard deviation over seeds. Pictures: {counts}. "
         f"Commit {about['commit'][:10]}, {about['machine']}, torch {about['versions']['torch']}."
     )
     markdown = score_table(table, order).to_markdown(index=False, disable_numparse=True)

@@ -31,6 +31,8 @@ PRESETS = {
     "studies": {"profile": "mini", "seed": 0, "seed_count": 3, "steps": 0, "pictures": 0},
 }
 
+BRIEF = {"07_official_vs_intended": {"steps": 60, "pictures": 100}}  # many decoders: `run`'s budget
+
 
 def declared_parameters(notebook: Path) -> dict[str, str]:
     """Names and inferred types of a notebook's parameters.
@@ -158,12 +160,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder; default runs/<profile or preset>")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     arguments = parser.parse_args()
-    preset = dict(PRESETS[arguments.preset])
+    preset, brief = dict(PRESETS[arguments.preset]), BRIEF if arguments.preset == "run" else {}
     try:
         if arguments.profile:
             preset["profile"] = get_profile(arguments.profile).name
             if arguments.profile == "smoke":
-                preset |= {"steps": 0, "pictures": 0}
+                preset, brief = preset | {"steps": 0, "pictures": 0}, {}
         given = {name: yaml.safe_load(value) for name, value in arguments.p}
         notebooks = sorted(NOTEBOOKS.glob(f"{arguments.notebook}*.ipynb"))
         if not notebooks:
@@ -173,7 +175,8 @@ def main() -> None:
         jobs = []
         for notebook in notebooks:
             declared = declared_parameters(notebook)
-            chosen = {k: v for k, v in preset.items() if k in declared} | given
+            budget = preset | brief.get(notebook.stem, {})
+            chosen = {k: v for k, v in budget.items() if k in declared} | given
             check_parameters(notebook, chosen)
             jobs.append((notebook, chosen))
     except ValueError as error:
