@@ -6,7 +6,7 @@ NB ?=
 PROFILE ?= mini
 RUN := $(BIN)/python -m weclip_lib.runner
 
-.PHONY: help setup run test lint lab studies publish pretrain clean
+.PHONY: help setup run test lint lab studies publish bench pretrain clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ test: setup lint  ## lint, unit tests, golden parity, every notebook in profile 
 
 lab: setup  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
+
+bench: setup  ## what each part of a step costs on this machine, into results/bench
+	$(BIN)/python -m weclip_lib.bench --bf16 --scaling
 
 pretrain: setup  ## train MiniCLIP anew (more than two hours on two cores); resumes
 	$(BIN)/python -m weclip_lib.pretrain

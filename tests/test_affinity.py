@@ -6,6 +6,7 @@ from scipy import ndimage
 from weclip_lib.affinity import (
     affinity_labels,
     box_mask,
+    connected_parts,
     min_max,
     propagate_cam,
     radius_mask,
@@ -36,6 +37,31 @@ def test_boxes_are_those_of_connected_components(keep_last, threshold) -> None:
     cam = min_max(torch.from_numpy(cam).float())
     expected = slow_boxes(cam.numpy(), threshold, keep_last=keep_last)
     assert np.array_equal(box_mask(cam, threshold, keep_last=keep_last), expected)
+
+
+def winding(size: int) -> torch.Tensor:
+    """One path, as long as the grid allows: rows joined at alternating ends."""
+    path = torch.zeros(size, size, dtype=torch.bool)
+    path[::2] = True
+    path[1::4, -1] = True
+    path[3::4, 0] = True
+    return path[: size - size % 2]
+
+
+@pytest.mark.parametrize("size", [7, 20, 33, 64])
+def test_connected_parts_settle_and_are_scipys(size) -> None:
+    rng = np.random.default_rng(size)
+    maps = [torch.from_numpy(rng.random((size, size)) < p) for p in (0.0, 0.3, 0.4, 0.5, 1.0)]
+    for path in (winding(size), winding(size).T, winding(size).flip(0), winding(size).flip(1)):
+        canvas = torch.zeros(size, size, dtype=torch.bool)
+        canvas[: path.shape[0], : path.shape[1]] = path
+        maps.append(canvas)
+    found = connected_parts(torch.stack(maps))[:, :-1].view(-1, size, size)
+    for above, first in zip(maps, found, strict=True):
+        parts, count = ndimage.label(above, np.ones((3, 3)))
+        assert first[~above].eq(size * size).all()
+        for part in range(1, count + 1):
+            assert set(first[parts == part].tolist()) == {int(np.flatnonzero(parts == part)[0])}
 
 
 def test_transition_is_symmetric_and_non_negative() -> None:

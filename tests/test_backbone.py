@@ -42,6 +42,17 @@ def test_attention_times_values_is_the_block(miniclip) -> None:
     torch.testing.assert_close(module.attend(block.attn, normed)[0], expected, atol=1e-5, rtol=0)
 
 
+def test_fewer_maps_change_nothing_else(miniclip) -> None:
+    images = torch.randn(2, 3, 40, 56)
+    everything = miniclip.encode_image(images)
+    for maps in (3, 0):
+        some = miniclip.encode_image(images, maps=maps)
+        assert some.attention.shape == (maps, 2, 36, 36)
+        close = {"atol": 1e-4, "rtol": 1e-4}
+        torch.testing.assert_close(some.attention, everything.attention[11 - maps :], **close)
+        torch.testing.assert_close(some.tokens, everything.tokens, **close)
+
+
 def test_image_statistics(miniclip) -> None:
     assert miniclip.statistics == module.MINICLIP_STATISTICS
     other = load_backbone("MiniCLIP", "miniclip", "imagenet")

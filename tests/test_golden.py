@@ -190,6 +190,12 @@ def test_given_affinity_tells_the_rules_apart(name, golden_model) -> None:
     assert not torch.equal(absolute, selected)
 
 
+def test_layers_as_far_as_the_mean_are_kept() -> None:
+    """The official comparison is "at most"; with equal maps, "less than" would keep none."""
+    attention = torch.rand(1, 2, 5, 5).expand(4, -1, -1, -1)
+    assert rfm.select_attention(attention, torch.rand(2, 5, 5)).all()
+
+
 def test_coco(golden_backbone, golden_model) -> None:
     golden = load_golden("coco")
     model = WeCLIP(golden_backbone, COCO, official(PROFILES["coco"]).method, DecoderShape(dim=64))

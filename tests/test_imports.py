@@ -16,7 +16,8 @@ ALLOWED = {
     "backbone": LEAVES | MATHS | {"checkpoint"},
     "decoder": LEAVES | MATHS,
     "checkpoint": LEAVES,
-    "cam": LEAVES | MATHS | {"backbone"},
+    "last_block": {"backbone"},
+    "cam": LEAVES | MATHS | {"backbone", "last_block"},
     "rfm": LEAVES | MATHS,
     "model": LEAVES | MATHS | {"backbone", "decoder", "cam", "rfm"},
     "minivoc": LEAVES,
@@ -28,6 +29,7 @@ ALLOWED = {
     "repro": LEAVES,
     "results": LEAVES | {"repro"},
     "plotting": LEAVES,
+    "bench": LEAVES | {"backbone", "cam", "evaluate", "model", "results", "train"},
     "runner": LEAVES | {"repro", "results"},
 }
 ONLY = {"matplotlib": {"plotting"}, "papermill": {"runner"}, "ipywidgets": {"explore"}}

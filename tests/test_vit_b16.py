@@ -31,7 +31,7 @@ def test_a_training_step(model) -> None:
     optimizer = build_optimizer(model, Budget())
     frozen = model.freeze(images, LABELS)
     assert frozen.tokens.shape == (11, 2, 400, 768)
-    assert frozen.attention.shape == (12, 2, 400, 400)
+    assert frozen.attention.shape == (8, 2, 400, 400)
     logits, affinity = model.decoder(frozen.tokens, (20, 20))
     refined = model.refine_cam(frozen, affinity)
     assert refined.isfinite().all()

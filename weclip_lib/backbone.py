@@ -30,12 +30,15 @@ IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 open_clip.add_model_config(MINICLIP_FOLDER / "MiniCLIP.json")
 
 
+Heads = Float[Tensor, "batch head token channel"]
+
+
 @dataclass(frozen=True)
 class ImageFeatures:
     """What the frozen blocks 0 to L-2 say about a batch of images."""
 
     tokens: Float[Tensor, "block batch token width"]  # class token first, then patches row-major
-    attention: Float[Tensor, "block batch token token"]  # mean over heads; rows are queries
+    attention: Float[Tensor, "layer batch token token"]  # mean over heads; rows are queries
     grid: tuple[int, int]  # patches: (grid_h, grid_w), token = 1 + grid_h * grid_w
 
 
@@ -61,15 +64,23 @@ def embed(visual: nn.Module, images: Float[Tensor, "batch 3 height width"]) -> t
     return visual.ln_pre(torch.cat([class_token, patches], dim=1) + position), grid
 
 
-def attend(
+def attention_heads(
     attention: nn.MultiheadAttention, inputs: Float[Tensor, "batch token width"]
-) -> tuple[Float[Tensor, "batch token width"], Float[Tensor, "batch token token"]]:
-    """Self-attention that also returns its weights, averaged over heads; gradients flow."""
+) -> tuple[Heads, Heads, Heads, Float[Tensor, "batch head token token"]]:
+    """Queries, keys and values of every head, and the attention they make; rows are queries."""
     mixed = F.linear(inputs, attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = rearrange(
         mixed, "b n (three h d) -> three b h n d", three=3, h=attention.num_heads
     )
     weights = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
+    return query, key, value, weights
+
+
+def attend(
+    attention: nn.MultiheadAttention, inputs: Float[Tensor, "batch token width"]
+) -> tuple[Float[Tensor, "batch token width"], Float[Tensor, "batch token token"]]:
+    """Self-attention that also returns its weights, averaged over heads; gradients flow."""
+    _, _, value, weights = attention_heads(attention, inputs)
     outputs = rearrange(weights @ value, "b h n d -> b n (h d)")
     return attention.out_proj(outputs), weights.mean(dim=1)
 
@@ -136,8 +147,14 @@ class Backbone(nn.Module):
         return self.clip.logit_scale.exp()
 
     @torch.no_grad()
-    def encode_image(self, images: Float[Tensor, "batch 3 height width"]) -> ImageFeatures:
+    def encode_image(
+        self, images: Float[Tensor, "batch 3 height width"], *, maps: int | None = None
+    ) -> ImageFeatures:
         """Run blocks 0 to L-2 on normalised images of any size from one patch up.
+
+        Args:
+            maps: Keep the attention of so many of these blocks, the last ones; None: of all.
+                The others run without ever holding their attention, which is cheaper.
 
         Raises:
             ValueError: If a side is smaller than a patch.
@@ -148,12 +165,18 @@ class Backbone(nn.Module):
                 f"one patch of {self.patch_size}: enlarge them"
             )
         tokens, grid = embed(self.visual, images)
-        outputs, maps = [], []
-        for block in self.blocks[:-1]:
-            tokens, weights = run_block(block, tokens)
+        blocks, outputs, attention = self.blocks[:-1], [], []
+        without = 0 if maps is None else len(blocks) - maps
+        for number, block in enumerate(blocks):
+            if number < without:
+                tokens = block(tokens)
+            else:
+                tokens, weights = run_block(block, tokens)
+                attention.append(weights)
             outputs.append(tokens)
-            maps.append(weights)
-        return ImageFeatures(torch.stack(outputs), torch.stack(maps), grid)
+        empty = tokens.new_zeros(0, len(tokens), *[tokens.shape[1]] * 2)
+        kept = torch.stack(attention) if attention else empty
+        return ImageFeatures(torch.stack(outputs), kept, grid)
 
     @torch.no_grad()
     def encode_text(

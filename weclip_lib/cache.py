@@ -2,10 +2,13 @@
 
 Only for pictures of one size that training shows plain or flipped. Both lie on disk, in folders
 named by a hash of everything their content depends on, so that a changed picture, backbone or
-setting never finds an old copy. Many decoders, and many ways to make labels, share the features.
+setting never finds an old copy. Many decoders, and many ways to make labels, share the features;
+those that were not used for longest make room for new ones.
 """
 
 import json
+import os
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -23,8 +26,20 @@ from weclip_lib.files import whole
 from weclip_lib.model import Frozen, WeCLIP
 from weclip_lib.repro import source_hash
 
-FEATURES_BY = ("backbone", "cache", "cam", "datasets", "model")
+FEATURES_BY = ("backbone", "cache", "cam", "datasets", "last_block", "model")
+LIMIT = 20_000_000_000  # bytes of features that stay beside the newest; 7.5 GB are MiniVOC's
 LABELS_BY = ("affinity", "cache", "cam", "model", "par", "rfm")
+
+
+def _drop_oldest(folder: Path, kept: Path) -> None:
+    """Remove features that were not used for longest, until the others fit the limit."""
+    by_age = sorted(folder.glob("features-????????????????"), key=lambda p: p.stat().st_mtime)
+    others = [path for path in by_age if path != kept]
+    sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in others]
+    for number, path in enumerate(others):
+        if sum(sizes[number:]) <= LIMIT:
+            break
+        shutil.rmtree(path)
 
 
 def _key(*about: object) -> str:
@@ -51,11 +66,13 @@ class FrozenDataset:
         self, model: WeCLIP, dataset: LabelledImages, folder: Path, *, batch: int = 8
     ) -> None:
         self.labels = dataset.image_labels.repeat(2, 1)
-        self.layers = max(model.method.static_layers, model.method.rfm_layers)
+        self.layers = model.method.attention_layers
         self.key = self._key(model, dataset)
         path = folder / f"features-{self.key}"
         if not path.exists():
             self._write(model, dataset, path, batch)
+            _drop_oldest(folder, path)
+        os.utime(path)
         about = json.loads((path / "about.json").read_text())
         self.cpu_seconds: float = about["cpu_seconds"]  # of computing all this, when it was done
         self.tokens = np.memmap(path / "tokens.f16", np.float16, "r", shape=tuple(about["tokens"]))
@@ -102,7 +119,7 @@ class FrozenDataset:
                     cams.append(frozen.cam)
                     for name, file, value in (
                         ("tokens", tokens, frozen.tokens),
-                        ("attention", attention, frozen.attention[-self.layers :]),
+                        ("attention", attention, frozen.attention),
                     ):
                         halves = value.transpose(0, 1).half().contiguous()
                         file.write(halves.numpy().tobytes())

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from weclip_lib import par
 from weclip_lib.affinity import min_max
-from weclip_lib.backbone import Backbone, ImageFeatures, attend
+from weclip_lib.backbone import Backbone, ImageFeatures
 from weclip_lib.labels import IGNORE_INDEX
+from weclip_lib.last_block import mean_gradient, run_last_block
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,15 @@ def present_classes(
 ) -> tuple[Integer[Tensor, "batch slot"], Bool[Tensor, "batch slot"]]:
     """Indices of each image's classes, ascending, padded to the longest list; and which are real.
 
-    Lets a batch carry only as many maps as its richest image has classes.
+    Lets a batch carry only as many maps as its richest image has classes. That number is read on
+    the host: keep labels on the CPU, where they come from, and no device has to be waited for.
     """
     slots = max(1, int(image_labels.sum(dim=1).max()))
     order = image_labels.argsort(dim=1, descending=True, stable=True)[:, :slots]
     return order, image_labels.gather(1, order) > 0
 
 
+@torch.no_grad()
 def grad_cam(
     backbone: Backbone,
     features: ImageFeatures,
@@ -57,30 +60,30 @@ def grad_cam(
         background: Unit text embeddings of things that are never a class.
         image_labels: 1 for the classes in the image, else 0. All 0 is legal and gives maps of 0.
     """
-    visual, block = backbone.visual, backbone.blocks[-1]
-    tokens = features.tokens[-1]
-    slots, real = present_classes(image_labels)
-    excluded = F.pad(image_labels <= 0, (0, len(background)))  # no background prompt is
-    with torch.enable_grad():
-        activation = block.ln_1(tokens).detach().requires_grad_()
-        attended, attention = attend(block.attn, activation)
-        hidden = tokens + block.ls_1(attended)
-        hidden = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
-        embedding = (visual.ln_post(hidden[:, 1:]) @ visual.proj).mean(dim=1)
-        scores = F.normalize(embedding, dim=-1) @ torch.cat([foreground, background]).T
-        scores = (backbone.logit_scale * scores).masked_fill(excluded, -torch.inf)
-        probabilities = scores.softmax(dim=-1)
-        targets = probabilities.gather(1, slots)
-        each = torch.eye(slots.shape[1]).to(targets)[:, None].expand(-1, len(tokens), -1)
-        (gradient,) = torch.autograd.grad(targets, activation, each, is_grads_batched=True)
-    channel_weights = gradient[:, :, 1:].mean(dim=2)
-    maps = torch.einsum("kbc,bnc->bkn", channel_weights, activation.detach()[:, 1:])
+    last = run_last_block(backbone, features.tokens[-1])
+    device = last.mean.device
+    slots, real = (found.to(device) for found in present_classes(image_labels))
+    texts = torch.cat([foreground, background])
+    projection, scale = backbone.visual.proj, backbone.logit_scale
+    embedding = last.mean @ projection
+    length = embedding.norm(dim=-1, keepdim=True)
+    unit = embedding / length
+    excluded = F.pad(image_labels.to(device) <= 0, (0, len(background)))  # no background is
+    probabilities = (scale * unit @ texts.T).masked_fill(excluded, -torch.inf).softmax(dim=-1)
+    # Backwards: softmax, cosine, projection; then the block.
+    targets = probabilities.gather(1, slots)[..., None]
+    d_scores = targets * (F.one_hot(slots, len(texts)) - probabilities[:, None])
+    d_unit = scale * d_scores @ texts
+    d_embedding = d_unit - (d_unit * unit[:, None]).sum(dim=-1, keepdim=True) * unit[:, None]
+    d_mean = (d_embedding / length[:, None]) @ projection.T
+    channel_weights = mean_gradient(backbone, last, d_mean)
+    maps = einsum(channel_weights, last.activation[:, 1:], "b k w, b n w -> b k n")
     maps = rearrange(maps, "b k (h w) -> b k h w", h=features.grid[0]) * real[..., None, None]
     scaled = min_max(min_max(maps.relu()))  # twice, as published: REFERENCE 12
     empty = maps.new_zeros(*image_labels.shape, *features.grid)
     places = slots[..., None, None].expand_as(maps)
     cam, raw = (empty.scatter(1, places, found) for found in (scaled, maps))
-    return GradCAM(cam, raw, probabilities.detach(), attention.detach())
+    return GradCAM(cam, raw, probabilities, last.attention.mean(dim=1))
 
 
 def enlarge_cam(
@@ -113,7 +116,7 @@ def pseudo_label(
             they are trained on as content, as in the official code.
         par_iterations: 0 leaves PAR out.
     """
-    slots, real = present_classes(image_labels)
+    slots, real = (found.to(cam.device) for found in present_classes(image_labels))
     maps = cam.gather(1, slots[..., None, None].expand(-1, -1, *cam.shape[-2:]))
     maps = enlarge_cam(maps, tuple(images.shape[-2:])) * real[..., None, None]
     maps = torch.cat([1 - maps.amax(dim=1, keepdim=True), maps], dim=1)

@@ -118,6 +118,11 @@ class Method:
     affinity_radius: int = 8  # patches; official
     affinity_weight: float = 0.1  # of the affinity loss; official
 
+    @property
+    def attention_layers(self) -> int:
+        """Last attention maps that are read at all."""
+        return max(self.static_layers, self.rfm_layers)
+
 
 OFFICIAL_SWITCHES = {
     "keep_box_ends": False,

@@ -42,7 +42,7 @@ def predict(
             resized = F.interpolate(
                 images, scale_factor=scale, mode="bilinear", align_corners=False
             )
-        features = backbone.encode_image(torch.cat([resized, resized.flip(-1)]))
+        features = backbone.encode_image(torch.cat([resized, resized.flip(-1)]), maps=0)
         patches = features.tokens[:, :, 1:]
         for number, decoder in enumerate(decoders):
             plain, flipped = decoder(patches, features.grid)[0].chunk(2)

@@ -21,7 +21,7 @@ class Frozen:
     """All that training needs of the frozen part for a batch: the same at every step."""
 
     tokens: Float[Tensor, "block batch patch width"]  # patches of blocks 0 to L-2
-    attention: Float[Tensor, "layer batch patch patch"]  # of all blocks, or of the last ones
+    attention: Float[Tensor, "layer batch patch patch"]  # of the last blocks
     cam: Float[Tensor, "batch fg grid_h grid_w"]  # initial CAMs in [0, 1]
 
 
@@ -61,7 +61,7 @@ class WeCLIP(nn.Module):
         image_labels: Float[Tensor, "batch fg"],
     ) -> Frozen:
         """Everything that does not depend on the decoder, without gradients."""
-        features = self.backbone.encode_image(images)
+        features = self.backbone.encode_image(images, maps=self.method.attention_layers - 1)
         grad = cam.grad_cam(self.backbone, features, self.foreground, self.background, image_labels)
         attention = torch.cat([features.attention, grad.attention[None]])[..., 1:, 1:]
         return Frozen(features.tokens[:, :, 1:], attention, grad.cam)
@@ -70,7 +70,7 @@ class WeCLIP(nn.Module):
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch cls grid_h grid_w"]:
         """Logits on the patch grid: backbone and decoder alone, as at inference."""
-        features = self.backbone.encode_image(images)
+        features = self.backbone.encode_image(images, maps=0)
         return self.decoder(features.tokens[:, :, 1:], features.grid)[0]
 
     @torch.no_grad()
