@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from weclip_lib.backbone import Backbone, Heads, attention_heads
 
 Tokens = Float[Tensor, "batch token width"]
-Patches = Float[Tensor, "batch patch width"]
 
 
 @dataclass(frozen=True)
