@@ -345,7 +345,7 @@ def test_scores() -> None:
     table = confusion_matrix(golden["scores.pred"], golden["scores.gt"], 21)
     equal(table, golden["scores.hist"])
     close(summary(golden["scores.pred"], golden["scores.gt"]), golden["scores.summary"], 1e-6)
-    close(scores(table).class_iou / 100, golden["scores.iou"], 1e-6)
+    close(scores(table).class_iou / 100, golden["scores.iou"], 1e-7)
 
 
 def test_official_preset_of_each_profile() -> None:

@@ -44,14 +44,15 @@ def transition_matrix(
 def connected_parts(
     above: Bool[Tensor, "map height width"],
 ) -> Integer[Tensor, "map cell"]:
-    """For every cell, the first cell (row-major) of its 8-connected part; all cells if in none.
+    """For every cell, the first cell (row-major) of its 8-connected part.
 
     Each cell takes the lowest number in sight and passes it to the cell whose number it had, and
     numbers are followed one step further: parts agree within log2(cells) rounds (FastSV, Zhang
     et al. 2020). So the number of rounds is fixed and nothing has to be asked of the device.
 
     Returns:
-        Cells 0 to height * width - 1, and one more that stands for "in no part".
+        Cells 0 to height * width - 1; height * width where a cell is in no part, and so for one
+        more cell at the end, which stands for all of those.
     """
     height, width = above.shape[-2:]
     none = height * width

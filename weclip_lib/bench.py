@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from weclip_lib import cam
 from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
-from weclip_lib.config import Budget, DecoderShape, Method
+from weclip_lib.config import PROFILES, Budget, DecoderShape, Method
 from weclip_lib.evaluate import predict
 from weclip_lib.files import write_text
 from weclip_lib.labels import VOC
@@ -35,7 +35,6 @@ from weclip_lib.results import RESULTS, write_provenance
 from weclip_lib.train import build_optimizer
 
 BASE = "frozen blocks but the last"
-SCALES = (1.0, 0.75)
 
 
 @dataclass(frozen=True)
@@ -145,8 +144,7 @@ def measure(case: Case, repeats: int) -> list[dict]:
         spent[name] = cost["cpu_s" if device == "cpu" else "wall_s"]
         rows.append({**asdict(case), "part": name, **cost, "ratio": spent[name] / spent[base]})
 
-    def learn(label: torch.Tensor) -> None:
-        logits, affinity = model.decoder(frozen.tokens, grid)
+    def learn(logits: torch.Tensor, affinity: torch.Tensor, label: torch.Tensor) -> None:
         segmentation, pairwise = model.losses(logits, affinity, label)
         (segmentation + model.method.affinity_weight * pairwise).backward()
 
@@ -154,13 +152,12 @@ def measure(case: Case, repeats: int) -> list[dict]:
         frozen = model.freeze(images, labels)
         logits, affinity = model.decoder(frozen.tokens, grid)
         label = model.pseudo_label(model.refine_cam(frozen, affinity), images, labels)
-        segmentation, pairwise = model.losses(logits, affinity, label)
-        (segmentation + model.method.affinity_weight * pairwise).backward()
+        learn(logits, affinity, label)
         optimizer.step()
         optimizer.zero_grad()
 
     def inference_blocks() -> None:
-        for scale in SCALES:
+        for scale in PROFILES["voc"].scales:
             resized = F.interpolate(wide, scale_factor=scale, mode="bilinear")
             model.backbone.encode_image(torch.cat([resized, resized.flip(-1)]))
 
@@ -176,7 +173,7 @@ def measure(case: Case, repeats: int) -> list[dict]:
         part("Grad-CAM", lambda: cam.grad_cam(model.backbone, features, *texts, labels))
         part("boxes, RFM, refined CAMs", lambda: model.refine_cam(frozen, affinity))
         part("PAR, pseudo labels", lambda: model.pseudo_label(refined, images, labels))
-        part("decoder, losses, backward", lambda: learn(label))
+        part("decoder, losses, backward", lambda: learn(*model.decoder(frozen.tokens, grid), label))
         part("AdamW", optimizer.step)
         part("whole step", step)
         base = "inference, frozen blocks"
@@ -218,7 +215,6 @@ def main() -> None:
     clock = "cpu_s" if arguments.device == "cpu" else "wall_s"
     table["share"] = table["gflop"] / rate / table[clock]
     folder = RESULTS / "bench"
-    folder.mkdir(exist_ok=True)
     name = machine_name() if arguments.device == "cpu" else torch.cuda.get_device_name()
     write_text(folder / f"{name}.csv", table.round(3).to_csv(index=False, lineterminator="\n"))
     write_provenance(folder, name, vars(arguments), matmul_gflops=round(rate, 1))

@@ -115,10 +115,10 @@ def mean_gradient(
     d_first = einsum(d_mixed, last.value[:, :, 0], "b h k n c, b h c -> b h k n") - spent
     d_first = d_first * asked[:, :, None, :, 0]  # the column of the class token
     scale = last.query.shape[-1] ** -0.5
-    sums = (  # over patches; the logits' gradients of one query sum to zero
+    sums = [  # over patches; the logits' gradients of one query sum to zero
         scale * einsum(d_columns, last.key, "b h k m, b h m c -> b h k c"),
         -scale * einsum(d_first, last.query[:, :, 1:], "b h k n, b h n c -> b h k c"),
         d_value[..., 1:, :].sum(dim=-2),
-    )
-    d_projected = rearrange(list(sums), "three b h k c -> b k (three h c)")
+    ]
+    d_projected = rearrange(sums, "three b h k c -> b k (three h c)")
     return d_projected @ block.attn.in_proj_weight / patch_count
