@@ -4,7 +4,8 @@ Source: official WeCLIP_model/segformer_head.py, Decoder/TransformerDecoder.py; 
 """
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
+from einops import einsum, rearrange
 from jaxtyping import Float
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
@@ -46,6 +47,24 @@ class Decoder(nn.Module):
         )
         self.classify = nn.Conv2d(dim, class_count, kernel_size=1)
 
+    def _fused(
+        self, tokens: Float[Tensor, "block batch patch width"]
+    ) -> Float[Tensor, "batch patch dim"]:
+        """Each level's linear layers, then the 1x1 convolution of all levels.
+
+        Nothing lies between a level's second linear layer and the convolution, so the two are
+        multiplied first: they meet 2 * dim rows instead of every patch.
+        """
+        hidden = [
+            project[:2](level) for project, level in zip(self.projections, tokens, strict=True)
+        ]
+        second = torch.stack([project[2].weight for project in self.projections])
+        bias = torch.cat([project[2].bias for project in self.projections])
+        fuse = self.fuse.weight.flatten(1)
+        by_level = rearrange(fuse, "out (level c) -> out level c", level=len(second))
+        weight = einsum(by_level, second, "out level mid, level mid c -> out level c")
+        return F.linear(torch.cat(hidden, dim=-1), weight.flatten(1), fuse @ bias + self.fuse.bias)
+
     def forward(
         self, tokens: Float[Tensor, "block batch patch width"], grid: tuple[int, int]
     ) -> tuple[Float[Tensor, "batch cls grid_h grid_w"], Float[Tensor, "batch patch patch"]]:
@@ -63,10 +82,8 @@ class Decoder(nn.Module):
                 f"this decoder fuses {len(self.projections)} blocks but got {len(tokens)}: "
                 "pass the tokens of the blocks it was built for"
             )
-        levels = [project(level) for project, level in zip(self.projections, tokens, strict=True)]
-        planes = rearrange(torch.cat(levels, dim=-1), "b (h w) c -> b c h w", h=grid[0])
-        fused = self.dropout(self.fuse(planes))
-        flat = fused.flatten(2)
+        planes = rearrange(self._fused(tokens), "b (h w) c -> b c h w", h=grid[0])
+        flat = self.dropout(planes).flatten(2)
         affinity = torch.sigmoid(flat.transpose(1, 2) @ flat)
         sequence = flat.transpose(1, 2)
         for block in self.blocks:

@@ -117,6 +117,7 @@ class WeCLIP(nn.Module):
         label: Integer[Tensor, "batch height width"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Segmentation loss at label size, and affinity loss on the grid (not yet weighted)."""
+        logits = logits.contiguous()  # cross-entropy is slower with channels last
         large = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=False)
         grid = tuple(logits.shape[-2:])
         pairs = affinity_labels(label, grid, radius=self.method.affinity_radius)

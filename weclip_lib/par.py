@@ -14,42 +14,67 @@ from torch import Tensor
 DIRECTIONS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
 COLOUR_SCALE = 0.3  # w1: softens differences measured in local standard deviations
 POSITION_WEIGHT = 0.01  # w2: share of the kernel that looks at distance only
+CPU_STRIP = 64  # rows of which a kernel is made at once, so that intermediate results stay in cache
+
+
+def _pad(
+    maps: Float[Tensor, "batch channel height width"], dilations: Sequence[int]
+) -> Float[Tensor, "batch channel padded_h padded_w"]:
+    """Replicate the edges as far as the furthest neighbour lies."""
+    return F.pad(maps, [max(dilations)] * 4, mode="replicate")
 
 
 def _neighbours(
-    maps: Float[Tensor, "batch channel height width"], dilations: Sequence[int]
+    padded: Float[Tensor, "batch channel padded_h padded_w"], dilations: Sequence[int]
 ) -> Iterator[Float[Tensor, "batch channel height width"]]:
-    """Views of `maps` shifted to each neighbour, edges replicated; dilation by dilation."""
-    height, width = maps.shape[-2:]
+    """Views of what `_pad` padded, shifted to each neighbour; dilation by dilation."""
     pad = max(dilations)
-    padded = F.pad(maps, [pad] * 4, mode="replicate")
+    height, width = padded.shape[-2] - 2 * pad, padded.shape[-1] - 2 * pad
     for dilation in dilations:
         for dy, dx in DIRECTIONS:
             top, left = pad + dy * dilation, pad + dx * dilation
             yield padded[..., top : top + height, left : left + width]
 
 
-def par_kernel(
-    images: Float[Tensor, "batch 3 height width"], dilations: Sequence[int]
+def _similarity(
+    padded: Float[Tensor, "batch 3 padded_h padded_w"], dilations: Sequence[int]
 ) -> Float[Tensor, "batch neighbour height width"]:
-    """Weights of each pixel's 8 neighbours at every dilation; they sum to 1.01."""
-    count = len(DIRECTIONS) * len(dilations)
-    total, squares = torch.zeros_like(images), torch.zeros_like(images)
-    for neighbour in _neighbours(images, dilations):
-        difference = neighbour - images  # shifting by the centre keeps flat areas exactly 0
+    """Softmax over each pixel's neighbours of how little their colour differs."""
+    pad, count = max(dilations), len(DIRECTIONS) * len(dilations)
+    centre = padded[..., pad:-pad, pad:-pad].contiguous()
+    difference, total, squares = (torch.zeros_like(centre) for _ in range(3))
+    for neighbour in _neighbours(padded, dilations):
+        # Differences from the centre keep flat areas exactly 0.
+        torch.sub(neighbour, centre, out=difference)
         total += difference
         squares.addcmul_(difference, difference)
     variance = (squares - total * total / count) / (count - 1)  # unbiased
     scale = 1 / ((variance.clamp(min=0).sqrt() + 1e-8) * COLOUR_SCALE)
-    kernel = images.new_empty(len(images), count, *images.shape[-2:])
-    for number, neighbour in enumerate(_neighbours(images, dilations)):
-        kernel[:, number] = -((neighbour - images) * scale).square().mean(dim=1)
+    scores = centre.new_zeros(len(centre), count, *centre.shape[-2:])
+    for score, neighbour in zip(scores.unbind(1), _neighbours(padded, dilations), strict=True):
+        torch.sub(neighbour, centre, out=difference).mul_(scale)
+        for channel in difference.unbind(1):
+            score.addcmul_(channel, channel, value=-1 / 3)
+    return scores.softmax(dim=1)
+
+
+def par_kernel(
+    images: Float[Tensor, "batch 3 height width"], dilations: Sequence[int]
+) -> Float[Tensor, "batch neighbour height width"]:
+    """Weights of each pixel's 8 neighbours at every dilation; they sum to 1.01."""
     distance = torch.tensor(
         [(dy * dy + dx * dx) ** 0.5 * dilation for dilation in dilations for dy, dx in DIRECTIONS]
     )
     position = -(distance / ((distance.std() + 1e-8) * COLOUR_SCALE)).square()
-    nearness = POSITION_WEIGHT * position.softmax(dim=0).to(images)
-    return kernel.softmax(dim=1).add_(nearness[:, None, None])
+    nearness = (POSITION_WEIGHT * position.softmax(dim=0).to(images))[:, None, None]
+    padded, height = _pad(images, dilations), images.shape[-2]
+    kernel = images.new_empty(len(images), len(distance), *images.shape[-2:])
+    strip = CPU_STRIP if images.device.type == "cpu" else height
+    for top in range(0, height, strip):
+        rows = kernel[:, :, top : top + strip]
+        around = padded[..., top : top + rows.shape[-2] + 2 * max(dilations), :]
+        torch.add(_similarity(around, dilations), nearness, out=rows)
+    return kernel
 
 
 @torch.no_grad()
@@ -76,8 +101,9 @@ def refine(
         images = F.interpolate(images, size, mode="bilinear", align_corners=True)
     kernel = par_kernel(images, dilations)
     for _ in range(iterations):
-        refined = torch.zeros_like(maps)
-        for number, neighbour in enumerate(_neighbours(maps, dilations)):
-            refined.addcmul_(neighbour, kernel[:, number : number + 1])
-        maps = refined
+        padded, maps = _pad(maps, dilations), torch.zeros_like(maps)
+        for weight, neighbour in zip(
+            kernel.split(1, 1), _neighbours(padded, dilations), strict=True
+        ):
+            maps.addcmul_(neighbour, weight)
     return maps
