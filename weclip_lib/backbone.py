@@ -172,7 +172,7 @@ class Backbone(nn.Module):
                 tokens = block(tokens)
             else:
                 tokens, weights = run_block(block, tokens)
-                attention.append(weights)
+                attention.append(weights.float())
             outputs.append(tokens)
         empty = tokens.new_zeros(0, len(tokens), *[tokens.shape[1]] * 2)
         kept = torch.stack(attention) if attention else empty

@@ -78,12 +78,13 @@ def grad_cam(
     d_mean = (d_embedding / length[:, None]) @ projection.T
     channel_weights = mean_gradient(backbone, last, d_mean)
     maps = einsum(channel_weights, last.activation[:, 1:], "b k w, b n w -> b k n")
-    maps = rearrange(maps, "b k (h w) -> b k h w", h=features.grid[0]) * real[..., None, None]
+    maps = rearrange(maps.float(), "b k (h w) -> b k h w", h=features.grid[0])
+    maps = maps * real[..., None, None]
     scaled = min_max(min_max(maps.relu()))  # twice, as published: REFERENCE 12
     empty = maps.new_zeros(*image_labels.shape, *features.grid)
     places = slots[..., None, None].expand_as(maps)
     cam, raw = (empty.scatter(1, places, found) for found in (scaled, maps))
-    return GradCAM(cam, raw, probabilities, last.attention.mean(dim=1))
+    return GradCAM(cam, raw, probabilities, last.attention.float().mean(dim=1))
 
 
 def enlarge_cam(
@@ -118,7 +119,7 @@ def pseudo_label(
     """
     slots, real = (found.to(cam.device) for found in present_classes(image_labels))
     maps = cam.gather(1, slots[..., None, None].expand(-1, -1, *cam.shape[-2:]))
-    maps = enlarge_cam(maps, tuple(images.shape[-2:])) * real[..., None, None]
+    maps = enlarge_cam(maps.float(), tuple(images.shape[-2:])) * real[..., None, None]
     maps = torch.cat([1 - maps.amax(dim=1, keepdim=True), maps], dim=1)
     if par_iterations:
         maps = par.refine(images, maps, iterations=par_iterations)

@@ -70,6 +70,8 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Tensor, "batch cls grid_h grid_w"], Float[Tensor, "batch patch patch"]]:
         """Logits on the patch grid, and the affinity in (0, 1) between fused patches.
 
+        Both in single precision, also under autocast: what follows takes logarithms and sums.
+
         Args:
             tokens: Patch tokens, class token removed, of the fused blocks in order.
             grid: (grid_h, grid_w).
@@ -84,8 +86,9 @@ class Decoder(nn.Module):
             )
         planes = rearrange(self._fused(tokens), "b (h w) c -> b c h w", h=grid[0])
         flat = self.dropout(planes).flatten(2)
-        affinity = torch.sigmoid(flat.transpose(1, 2) @ flat)
+        affinity = torch.sigmoid((flat.transpose(1, 2) @ flat).float())
         sequence = flat.transpose(1, 2)
         for block in self.blocks:
             sequence = block(sequence)
-        return self.classify(rearrange(sequence, "b (h w) c -> b c h w", h=grid[0])), affinity
+        logits = self.classify(rearrange(sequence, "b (h w) c -> b c h w", h=grid[0]))
+        return logits.float(), affinity
