@@ -6,26 +6,57 @@ import pytest
 import torch
 
 from weclip_lib import bench
+from weclip_lib.bench import BASE, INFERENCE, INFERENCE_BASE, STEP, Case
+
+TINY = Case("MiniCLIP", batch=1, crop=40, classes=1)
 
 
 def test_a_row_for_every_part() -> None:
-    rows = bench.measure(bench.Case("MiniCLIP", batch=1, crop=40, classes=1), repeats=1)
+    rows = bench.measure(TINY, repeats=1, rates=(100.0, 10.0))
     parts = {row["part"]: row for row in rows}
     assert len(parts) == len(rows) == 9
-    assert parts[bench.BASE]["ratio"] == 1
-    assert all(row["cpu_s"] >= 0 and row["memory_mib"] >= 0 for row in rows)
-    whole, base = parts["whole step"], parts[bench.BASE]
+    assert parts[BASE]["ratio"] == parts[INFERENCE_BASE]["ratio"] == 1
+    assert all(row["cpu_s"] > 0 and row["share"] > 0 for row in rows)
+    whole, base = parts[STEP], parts[BASE]
     assert whole["gflop"] > base["gflop"] + parts["Grad-CAM"]["gflop"] > base["gflop"] > 0
+    weights = whole["weights_mib"]
+    assert weights == parts[INFERENCE]["weights_mib"]
+    assert min(whole["memory_mib"], parts[INFERENCE]["memory_mib"]) > 1
 
 
 def test_measured_by_hand() -> None:
     left, right = torch.randn(2, 300, 300)
 
     def run() -> None:
-        torch.zeros(32 * 2**20 // 4)  # 32 MiB
         torch.mm(left, right)
+        (left + right).T.contiguous()  # reads two, writes one; then copies the transposed one
         time.sleep(0.02)
 
     cost = bench.measured(run, 3, "cpu")
     assert cost["gflop"] == pytest.approx(2 * 300**3 / 1e9)
+    assert cost["gbyte"] == pytest.approx(5 * left.nbytes / 1e9)
     assert cost["wall_s"] >= 0.02 > cost["cpu_s"] > 0
+
+
+def test_fused_attention_is_counted() -> None:
+    """The blocks cost the same arithmetic whether their attention is kept or not."""
+    model, images = bench.Bench(TINY).model, torch.randn(2, 3, 40, 40)
+    found = [
+        bench.measured(lambda maps=maps: model.backbone.encode_image(images, maps=maps), 1, "cpu")
+        for maps in (None, 0)
+    ]
+    assert found[0]["gflop"] == pytest.approx(found[1]["gflop"])
+
+
+def test_official_ratios_are_those_of_the_published_figures() -> None:
+    ratios = bench.official_ratios()
+    assert ratios[BASE] == ratios[INFERENCE_BASE] == 1
+    assert ratios[STEP] == pytest.approx(13.8 / 3.03)
+    assert ratios[INFERENCE] == pytest.approx(30.3 / 5.2)
+
+
+def test_refuses_a_gpu_that_is_not_there(monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", "--device", "cuda"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no GPU"):
+        bench.main()

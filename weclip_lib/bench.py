@@ -1,18 +1,24 @@
 """What a training step and an inference cost, part by part: time, memory, arithmetic. `make bench`.
 
 Weights are random: cost does not depend on them. Times are CPU seconds (user and system, all
-threads), the median of several runs. They mean something only beside others of the same run, so
-`ratio` is against the forward pass of the frozen blocks over the same pixels, and `share` is how
-much of the time the arithmetic would take at the rate of a large matrix product on this machine.
+threads), the median of several runs, or wall seconds on a GPU. They mean something only beside
+others of the same run, so `ratio` is against the forward pass of the frozen blocks over the same
+pixels. `share` says how far a part is from what the machine can do: the time that its matrix
+products take at the rate of a large one, and its other operations at the rate of a large copy,
+over the measured time. Above 1: intermediate results stayed in a cache.
 """
 
 import argparse
+import logging
+import math
+import multiprocessing
 import platform
 import re
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,7 +27,10 @@ import pandas as pd
 import psutil
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 from tqdm import tqdm
 
 from weclip_lib import cam
@@ -34,7 +43,16 @@ from weclip_lib.model import WeCLIP
 from weclip_lib.results import RESULTS, write_provenance
 from weclip_lib.train import build_optimizer
 
-BASE = "frozen blocks but the last"
+BASE, STEP = "frozen blocks but the last", "whole step"
+INFERENCE_BASE, INFERENCE = "inference, frozen blocks", "inference, whole"
+OFFICIAL = {  # our parts, and the rows of results/published.csv that measured the same
+    BASE: "of which CLIP forward, 11 blocks",
+    "Grad-CAM": "of which Grad-CAM, 8 passes",
+    "PAR, pseudo labels": "of which PAR, 4 images",
+    STEP: "official step, ViT-B/16, batch 4 at 320x320, 2 classes an image, 1 CPU thread",
+    INFERENCE_BASE: "of which encoder and decoder",
+    INFERENCE: "official inference, 512-long image, scales 1.0 and 0.75, flip, 1 CPU thread",
+}
 
 
 @dataclass(frozen=True)
@@ -53,12 +71,13 @@ SCALING = (
     *(Case(batch=batch) for batch in (1, 2, 8, 16)),
     *(Case(crop=crop) for crop in (224, 416, 512)),
     *(Case(classes=classes) for classes in (1, 5, 10)),
+    Case(backbone="MiniCLIP", crop=160, batch=8),
     Case(backbone="ViT-L-14-quickgelu", crop=322),
 )
 
 
 class PeakMemory:
-    """Growth of memory in use while the block runs, in MiB: the device's, or else resident."""
+    """The most memory in use while the block runs, in bytes: the device's, or else resident."""
 
     def __init__(self, device: str) -> None:
         self._cuda = device != "cpu"
@@ -67,7 +86,7 @@ class PeakMemory:
     def __enter__(self) -> "PeakMemory":
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
-        self._start = self._highest = self._now()
+        self.start = self.highest = self._now()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
@@ -79,117 +98,212 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.002):
-            self._highest = max(self._highest, self._now())
+            self.highest = max(self.highest, self._now())
 
     def __exit__(self, *_) -> None:
         self._stop.set()
         self._thread.join()
-        self.mib = (max(self._highest, self._now()) - self._start) / 2**20
+        self.highest = max(self.highest, self._now())
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that operations other than matrix products and views read and write."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        moves = not func.is_view and not re.search("empty|unsafe_view", func.name())
+        if moves and func.overloadpacket not in flop_registry:
+            tensors = {id(t): t for t in tree_leaves((args, kwargs, result))}.values()
+            self.bytes += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+        return result
+
+
+def _attention_flops(query, _key, _value, width, heads, *_, **__) -> int:
+    """Of PyTorch's fused multi-head attention: four projections, two products a head."""
+    batch, tokens, _ = query
+    head = (batch, heads, tokens, width // heads)
+    return 8 * batch * tokens * width**2 + sdpa_flop_count(head, head, head)
+
+
+FUSED = {
+    torch.ops.aten._native_multi_head_attention: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value)
+    ),
+}
+
+
+def _finish(run: Callable[[], object], device: str) -> None:
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize()
 
 
 def measured(run: Callable[[], object], repeats: int, device: str) -> dict[str, float]:
-    """CPU and wall seconds (medians), growth of memory and GFLOP of a function."""
-
-    def finish() -> None:
-        run()
-        if device != "cpu":
-            torch.cuda.synchronize()
-
-    with FlopCounterMode(display=False) as counter:
-        finish()
-    with PeakMemory(device) as memory:
-        finish()
+    """CPU and wall seconds (medians) of a function, its GFLOP, and GB moved between them."""
+    with FlopCounterMode(display=False, custom_mapping=FUSED) as counter, Traffic() as traffic:
+        _finish(run, device)
     cpu, wall = [], []
     for _ in range(repeats):
         began = time.process_time(), time.perf_counter()
-        finish()
+        _finish(run, device)
         cpu.append(time.process_time() - began[0])
         wall.append(time.perf_counter() - began[1])
     return {
         "cpu_s": statistics.median(cpu),
         "wall_s": statistics.median(wall),
-        "memory_mib": memory.mib,
         "gflop": counter.get_total_flops() / 1e9,
+        "gbyte": traffic.bytes / 1e9,
     }
 
 
-def matmul_rate(device: str, size: int = 2048) -> float:
-    """GFLOP a second of a large matrix product in single precision: CPU, or wall on a device."""
-    left, right = torch.randn(2, size, size, device=device)
-    cost = measured(lambda: left @ right, repeats=5, device=device)
-    return cost["gflop"] / cost["cpu_s" if device == "cpu" else "wall_s"]
+def machine_rates(device: str, bf16: bool) -> tuple[float, float]:
+    """GFLOP a second of a large matrix product, GB a second of a large copy (read and written)."""
+    clock = "cpu_s" if device == "cpu" else "wall_s"
+    kind = torch.bfloat16 if bf16 else torch.float32
+    left, right = torch.randn(2, 2048, 2048, device=device).to(kind)
+    product = measured(lambda: left @ right, repeats=5, device=device)
+    source, target = torch.randn(2, 2**26, device=device)
+    copy = measured(lambda: target.copy_(source), repeats=5, device=device)
+    return product["gflop"] / product[clock], 2 * source.nbytes / 1e9 / copy[clock]
 
 
-def build_model(case: Case) -> WeCLIP:
-    """The model of profile `voc` with random weights."""
-    torch.manual_seed(0)
-    clip = open_clip.create_model(case.backbone, load_weights=False)
-    backbone = Backbone(clip, open_clip.get_tokenizer(case.backbone), IMAGENET_STATISTICS)
-    return WeCLIP(backbone, VOC, Method(), DecoderShape()).to(case.device)
+class Bench:
+    """A model of profile `voc` with random weights, and the work that is measured on it."""
 
+    def __init__(self, case: Case) -> None:
+        torch.manual_seed(0)
+        clip = open_clip.create_model(case.backbone, load_weights=False)
+        tokenizer = open_clip.get_tokenizer(case.backbone)
+        backbone = Backbone(clip, tokenizer, IMAGENET_STATISTICS)
+        self.case = case
+        self.model = WeCLIP(backbone, VOC, Method(), DecoderShape()).to(case.device)
+        self.optimizer = build_optimizer(self.model, Budget())
+        self.images = torch.randn(case.batch, 3, case.crop, case.crop, device=case.device)
+        self.wide = torch.randn(1, 3, 384, 512, device=case.device)
+        self.labels = torch.zeros(case.batch, len(VOC.classes))
+        self.labels[:, : case.classes] = 1
 
-def measure(case: Case, repeats: int) -> list[dict]:
-    """A row a part."""
-    model, device = build_model(case), case.device
-    optimizer = build_optimizer(model, Budget())
-    images = torch.randn(case.batch, 3, case.crop, case.crop, device=device)
-    wide = torch.randn(1, 3, 384, 512, device=device)
-    labels = torch.zeros(case.batch, len(VOC.classes), device=device)
-    labels[:, : case.classes] = 1
-    spent: dict[str, float] = {}
-    rows = []
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.case.device, torch.bfloat16, enabled=self.case.bf16)
 
-    def part(name: str, run: Callable[[], object], base: str = BASE) -> None:
-        cost = measured(run, repeats, device)
-        spent[name] = cost["cpu_s" if device == "cpu" else "wall_s"]
-        rows.append({**asdict(case), "part": name, **cost, "ratio": spent[name] / spent[base]})
+    def blocks(self) -> None:
+        self.model.backbone.encode_image(self.images)
 
-    def learn(logits: torch.Tensor, affinity: torch.Tensor, label: torch.Tensor) -> None:
-        segmentation, pairwise = model.losses(logits, affinity, label)
-        (segmentation + model.method.affinity_weight * pairwise).backward()
+    def learn(self, logits: Tensor, affinity: Tensor, label: Tensor) -> None:
+        segmentation, pairwise = self.model.losses(logits, affinity, label)
+        (segmentation + self.model.method.affinity_weight * pairwise).backward()
 
-    def step() -> None:
-        frozen = model.freeze(images, labels)
-        logits, affinity = model.decoder(frozen.tokens, grid)
-        label = model.pseudo_label(model.refine_cam(frozen, affinity), images, labels)
-        learn(logits, affinity, label)
-        optimizer.step()
-        optimizer.zero_grad()
+    def step(self) -> None:
+        model = self.model
+        frozen = model.freeze(self.images, self.labels)
+        logits, affinity = model.decoder(frozen.tokens, tuple(frozen.cam.shape[-2:]))
+        label = model.pseudo_label(model.refine_cam(frozen, affinity), self.images, self.labels)
+        self.learn(logits, affinity, label)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
-    def inference_blocks() -> None:
+    def inference_blocks(self) -> None:
         for scale in PROFILES["voc"].scales:
-            resized = F.interpolate(wide, scale_factor=scale, mode="bilinear")
-            model.backbone.encode_image(torch.cat([resized, resized.flip(-1)]))
+            resized = F.interpolate(self.wide, scale_factor=scale, mode="bilinear")
+            self.model.backbone.encode_image(torch.cat([resized, resized.flip(-1)]))
 
-    with torch.autocast(device, torch.bfloat16, enabled=case.bf16):
-        features = model.backbone.encode_image(images)
-        frozen, grid = model.freeze(images, labels), features.grid
+    def inference(self) -> None:
+        predict(self.model.backbone, [self.model.decoder.eval()], self.wide)
+
+    def parts(self) -> Iterator[tuple[str, Callable[[], object], str]]:
+        """Name, work, and name of the part that it is compared with."""
+        model, labels = self.model, self.labels
+        features = model.backbone.encode_image(self.images)
+        frozen, grid = model.freeze(self.images, labels), features.grid
         with torch.no_grad():
             _, affinity = model.decoder(frozen.tokens, grid)
         refined = model.refine_cam(frozen, affinity)
-        label = model.pseudo_label(refined, images, labels)
-        part(BASE, lambda: model.backbone.encode_image(images))
+        label = model.pseudo_label(refined, self.images, labels)
         texts = model.foreground, model.background
-        part("Grad-CAM", lambda: cam.grad_cam(model.backbone, features, *texts, labels))
-        part("boxes, RFM, refined CAMs", lambda: model.refine_cam(frozen, affinity))
-        part("PAR, pseudo labels", lambda: model.pseudo_label(refined, images, labels))
-        part("decoder, losses, backward", lambda: learn(*model.decoder(frozen.tokens, grid), label))
-        part("AdamW", optimizer.step)
-        part("whole step", step)
-        base = "inference, frozen blocks"
-        part(base, inference_blocks, base)
-        decoders = [model.decoder.eval()]
-        part("inference, whole", lambda: predict(model.backbone, decoders, wide), base)
+        yield BASE, self.blocks, BASE
+        yield "Grad-CAM", lambda: cam.grad_cam(model.backbone, features, *texts, labels), BASE
+        yield "boxes, RFM, refined CAMs", lambda: model.refine_cam(frozen, affinity), BASE
+        yield (
+            "PAR, pseudo labels",
+            lambda: model.pseudo_label(refined, self.images, labels),
+            BASE,
+        )
+        yield (
+            "decoder, losses, backward",
+            lambda: self.learn(*model.decoder(frozen.tokens, grid), label),
+            BASE,
+        )
+        yield "AdamW", self.optimizer.step, BASE
+        yield STEP, self.step, BASE
+        yield INFERENCE_BASE, self.inference_blocks, INFERENCE_BASE
+        yield INFERENCE, self.inference, INFERENCE_BASE
+
+
+def peak_memory(case: Case, part: str) -> dict[str, float]:
+    """MiB of the weights, what a part (STEP or INFERENCE) adds at its peak, and what is reserved.
+
+    In a process of its own, since one that has worked before keeps the memory.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_memory, case, part, torch.get_num_threads()).result()
+
+
+def _peak_memory(case: Case, part: str, threads: int) -> dict[str, float]:
+    torch.set_num_threads(threads)
+    bench = Bench(case)
+    run = bench.step if part == STEP else bench.inference
+    with PeakMemory(case.device) as memory, bench.autocast():
+        for _ in range(2):  # the optimizer's moments are there from the second step on
+            _finish(run, case.device)
+    held = sum(t.nbytes for t in (*bench.model.parameters(), *bench.model.buffers()))
+    reserved = torch.cuda.max_memory_reserved() if case.device != "cpu" else math.nan
+    found = {
+        "weights_mib": held,
+        "memory_mib": memory.highest - memory.start,
+        "reserved_mib": reserved,
+    }
+    return {name: value / 2**20 for name, value in found.items()}
+
+
+def measure(case: Case, repeats: int, rates: tuple[float, float]) -> list[dict]:
+    """A row a part; `rates` as `machine_rates` returns them."""
+    clock = "cpu_s" if case.device == "cpu" else "wall_s"
+    peaks = {part: peak_memory(case, part) for part in (STEP, INFERENCE)}
+    spent: dict[str, float] = {}
+    rows = []
+    bench = Bench(case)
+    with bench.autocast():
+        for part, run, base in bench.parts():
+            cost = measured(run, repeats, case.device)
+            spent[part] = cost[clock]
+            limit = cost["gflop"] / rates[0] + cost["gbyte"] / rates[1]
+            compared = {"ratio": spent[part] / spent[base], "share": limit / spent[part]}
+            rows.append({**asdict(case), "part": part, **cost, **compared, **peaks.get(part, {})})
     return rows
 
 
-def machine_name() -> str:
-    """The processor, as a file name."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
-        name = found[1] if found else name
+def official_ratios() -> dict[str, float]:
+    """The official code's parts, as published.csv has them, in the same ratios as ours."""
+    figures = pd.read_csv(RESULTS / "published.csv").set_index("result")["figure"]
+    cost = {part: float(figures[result]) for part, result in OFFICIAL.items()}
+    inference = (INFERENCE_BASE, INFERENCE)
+    bases = {part: INFERENCE_BASE if part in inference else BASE for part in cost}
+    return {part: seconds / cost[bases[part]] for part, seconds in cost.items()}
+
+
+def machine_name(device: str) -> str:
+    """The processor or the GPU, as a file name."""
+    if device != "cpu":
+        name = torch.cuda.get_device_name()
+    else:
+        name = platform.processor() or platform.machine()
+        info = Path("/proc/cpuinfo")
+        if info.exists():
+            found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+            name = found[1] if found else name
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -198,30 +312,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--bf16", action="store_true", help="autocast, too")
+    parser.add_argument("--repeats", type=int, default=5, help="of the published step; others: 2")
     parser.add_argument("--scaling", action="store_true", help="other batches, crops, classes, too")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("error: --device cuda, but PyTorch sees no GPU: leave --device out")
     torch.set_num_threads(arguments.threads)
-    first = Case(device=arguments.device)
-    cases = [first]
-    if arguments.bf16:
-        cases.append(replace(first, bf16=True))
+    logging.disable(logging.WARNING)  # open_clip's, that the model has no trained weights
+    step = Case(device=arguments.device)
+    cases = [step, replace(step, bf16=True)]
     if arguments.scaling:
         cases += [replace(case, device=arguments.device) for case in SCALING]
-    rate = matmul_rate(arguments.device)
-    rows = [row for case in tqdm(cases, unit="case") for row in measure(case, arguments.repeats)]
+    rates = {bf16: machine_rates(arguments.device, bf16) for bf16 in (False, True)}
+    rows = []
+    for case in tqdm(cases, unit="case"):
+        repeats = arguments.repeats if case in cases[:2] else 2
+        rows += measure(case, repeats, rates[case.bf16])
     table = pd.DataFrame(rows)
-    clock = "cpu_s" if arguments.device == "cpu" else "wall_s"
-    table["share"] = table["gflop"] / rate / table[clock]
-    folder = RESULTS / "bench"
-    name = machine_name() if arguments.device == "cpu" else torch.cuda.get_device_name()
+    official = official_ratios()
+    published = table["part"].map(official).where(table["backbone"] == step.backbone)
+    table.insert(table.columns.get_loc("ratio") + 1, "official_ratio", published)
+    folder, name = RESULTS / "bench", machine_name(arguments.device)
     write_text(folder / f"{name}.csv", table.round(3).to_csv(index=False, lineterminator="\n"))
-    write_provenance(folder, name, vars(arguments), matmul_gflops=round(rate, 1))
-    shown = ["part", "cpu_s", "wall_s", "ratio", "memory_mib", "gflop", "share"]
-    for about, group in table.groupby([*asdict(first)], sort=False):
-        tqdm.write(f"\n{', '.join(map(str, about))}")
-        tqdm.write(group[shown].to_markdown(index=False, floatfmt=".3f"))
+    about = {"gflop_s": rates[False][0], "gflop_s_bf16": rates[True][0], "gbyte_s": rates[False][1]}
+    write_provenance(folder, name, vars(arguments), rates=about)
+    about_case = list(asdict(step))
+    for values, group in table.groupby(about_case, sort=False):
+        tqdm.write("\n" + ", ".join(f"{k} {v}" for k, v in zip(about_case, values, strict=True)))
+        shown = group.drop(columns=about_case).dropna(axis=1, how="all")
+        tqdm.write(shown.to_markdown(index=False, floatfmt=".3f"))
 
 
 if __name__ == "__main__":
