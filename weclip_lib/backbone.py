@@ -208,7 +208,7 @@ def _file_hash(path: Path) -> str:
     return sha256(path.read_bytes()).hexdigest()
 
 
-def _without_weights(name: str) -> nn.Module:
+def untrained(name: str) -> nn.Module:
     """An open_clip model to load weights into, and not the warning that it has none."""
     logging.disable(logging.WARNING)
     try:
@@ -253,7 +253,7 @@ def load_backbone(
     if weights == "miniclip":
         weights, vocabulary = _check_miniclip()
     if Path(weights).exists():
-        clip = _without_weights(name)
+        clip = untrained(name)
         load_clip(clip, Path(weights))
     else:
         tags = open_clip.list_pretrained_tags_by_model(name)

@@ -9,7 +9,6 @@ over the measured time. Above 1: intermediate results stayed in a cache.
 """
 
 import argparse
-import logging
 import math
 import multiprocessing
 import platform
@@ -34,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_c
 from tqdm import tqdm
 
 from weclip_lib import cam
-from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
+from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone, untrained
 from weclip_lib.config import PROFILES, Budget, DecoderShape, Method
 from weclip_lib.evaluate import predict
 from weclip_lib.files import write_text
@@ -175,7 +174,7 @@ class Bench:
 
     def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
-        clip = open_clip.create_model(case.backbone, load_weights=False)
+        clip = untrained(case.backbone)
         tokenizer = open_clip.get_tokenizer(case.backbone)
         backbone = Backbone(clip, tokenizer, IMAGENET_STATISTICS)
         self.case = case
@@ -318,7 +317,6 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: --device cuda, but PyTorch sees no GPU: leave --device out")
     torch.set_num_threads(arguments.threads)
-    logging.disable(logging.WARNING)  # open_clip's, that the model has no trained weights
     step = Case(device=arguments.device)
     cases = [step, replace(step, bf16=True)]
     if arguments.scaling:
