@@ -26,6 +26,8 @@ ALLOWED = {
     "cache": LEAVES | {"datasets", "model", "repro"},
     "train": LEAVES | {"cache", "checkpoint", "model", "repro"},
     "evaluate": LEAVES | MATHS | {"backbone", "datasets", "decoder"},
+    "study": LEAVES
+    | {"backbone", "cache", "datasets", "evaluate", "metrics", "model", "repro", "train"},
     "repro": LEAVES,
     "results": LEAVES | {"repro"},
     "plotting": LEAVES,

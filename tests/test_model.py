@@ -16,7 +16,7 @@ from weclip_lib.decoder import Decoder
 from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.minivoc import write_voc
 from weclip_lib.model import WeCLIP
-from weclip_lib.train import build_optimizer, train_decoder, trained_decoder
+from weclip_lib.train import build_optimizer, rfm_label, train_decoder, trained_decoder
 
 SMOKE = PROFILES["smoke"]
 
@@ -169,6 +169,30 @@ def test_training_repeats_bit_for_bit_and_is_kept(backbone, features, static, tm
         assert torch.equal(one, two) and torch.equal(one, three)
 
 
+def test_watching_changes_nothing(backbone, features, static) -> None:
+    budget, rows = replace(SMOKE.budget, steps=3), [1, 5, 7]
+    torch.manual_seed(0)
+    plain, watched = build(backbone), build(backbone)
+    watched.decoder.load_state_dict(plain.decoder.state_dict())
+    train_decoder(plain, features, static.label, budget, seed=0)
+    run = train_decoder(watched, features, static.label, budget, seed=0, watch=rows)
+    weights = [model.decoder.state_dict().values() for model in (plain, watched)]
+    assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
+    assert run.watched_at == [1, 2, 3]
+    assert torch.equal(run.watched[-1].long(), rfm_label(watched, features, rows))
+
+
+def test_training_on_some_rows(backbone, features, static) -> None:
+    """Labels of other rows are never read: ids of no class there would raise."""
+    rows = [0, 3, 4, 9]
+    labels = torch.full_like(static.label, 200)
+    labels[rows] = static.label[rows]
+    model = build(backbone, rfm_start=1.0)
+    train_decoder(model, features, labels, SMOKE.budget, seed=0, rows=rows)
+    with pytest.raises(ValueError, match=r"3 pictures.* do not fill a batch of 4"):
+        train_decoder(model, features, labels, SMOKE.budget, seed=0, rows=rows[:3])
+
+
 def test_infinite_loss_stops(backbone, features, static) -> None:
     budget = replace(SMOKE.budget, learning_rate=1e30, steps=6)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
@@ -182,8 +206,20 @@ def test_decoder_size_is_the_published_one() -> None:
 
 def test_decoder_names_a_wrong_number_of_blocks() -> None:
     decoder = Decoder(width=5, class_count=3, block_count=2, dim=8, layers=1)
-    with pytest.raises(ValueError, match="fuses 2 blocks but got 3"):
-        decoder(torch.randn(3, 1, 35, 5), (5, 7))
+    with pytest.raises(ValueError, match="fuses 2 blocks but got 1"):
+        decoder(torch.randn(1, 1, 35, 5), (5, 7))
+
+
+def test_decoder_fuses_the_last_blocks() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(width=5, class_count=3, block_count=2, dim=8, layers=0).eval()
+    tokens = torch.randn(4, 1, 35, 5)
+    whole, last = decoder(tokens, (5, 7)), decoder(tokens[-2:], (5, 7))
+    assert torch.equal(whole[0], last[0]) and torch.equal(whole[1], last[1])
+    # One after the other, as the official code has it, instead of multiplied first:
+    levels = [project(t) for project, t in zip(decoder.projections, tokens[-2:], strict=True)]
+    planes = torch.cat(levels, dim=-1).transpose(1, 2).view(1, 16, 5, 7)
+    torch.testing.assert_close(whole[0], decoder.classify(decoder.fuse(planes)))
 
 
 def test_weights_of_another_decoder_are_refused(tmp_path) -> None:

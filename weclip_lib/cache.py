@@ -159,7 +159,7 @@ def static_labels(
 ) -> StaticLabels:
     """Static pseudo labels by the model's method, from `folder` if they are there."""
     method = asdict(model.method)
-    for later in ("rfm_layers", "rfm_rule", "rfm_start", "affinity_radius", "affinity_weight"):
+    for later in [name for name in method if name.startswith(("rfm_", "affinity_"))]:
         method.pop(later)  # plays no part in them
     path = folder / f"labels-{_key(source_hash(*LABELS_BY), features.key, method)}.safetensors"
     if not path.exists():

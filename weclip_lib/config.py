@@ -112,6 +112,8 @@ class Method:
     static_layers: int = 8  # last attention maps averaged before the RFM starts; official
     rfm_layers: int = 6  # last attention maps the RFM chooses from; official: VOC 6, COCO 10
     rfm_rule: Literal["absolute", "signed"] = "absolute"  # official: signed (REFERENCE 23)
+    rfm_select: bool = True  # False: all of rfm_layers are averaged; for ablation
+    rfm_multiply: bool = True  # False: not multiplied by the decoder's affinity; for ablation
     rfm_start: float = 0.5  # part of training; official: 0.305 on VOC by a miscount; 1 is never
     par_iterations: int = 20  # official
     ignore_padding: bool = True  # official: False, padding is labelled and trained on
@@ -140,6 +142,7 @@ class DecoderShape:
     dim: int = 256  # channels; official
     layers: int = 3  # transformer blocks; official
     heads: int = 8  # official
+    blocks: int = 0  # last backbone blocks fused, of those that have tokens; 0: all; official
     dropout: float = 0.1  # of fused channels; official
 
 

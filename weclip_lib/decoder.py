@@ -17,7 +17,7 @@ class Decoder(nn.Module):
     Args:
         width: Of the backbone's tokens.
         class_count: Background included.
-        block_count: Number of backbone blocks whose tokens are fused.
+        block_count: Number of backbone blocks, the last ones given, whose tokens are fused.
         dim: Width of the decoder.
         layers: Transformer blocks; published: 3.
         heads: Attention heads.
@@ -73,18 +73,20 @@ class Decoder(nn.Module):
         Both in single precision, also under autocast: what follows takes logarithms and sums.
 
         Args:
-            tokens: Patch tokens, class token removed, of the fused blocks in order.
+            tokens: Patch tokens, class token removed, in the order of the blocks; the last
+                `block_count` are read.
             grid: (grid_h, grid_w).
 
         Raises:
-            ValueError: If `tokens` holds another number of blocks than the decoder fuses.
+            ValueError: If `tokens` holds fewer blocks than the decoder fuses.
         """
-        if len(tokens) != len(self.projections):
+        count = len(self.projections)
+        if len(tokens) < count:
             raise ValueError(
-                f"this decoder fuses {len(self.projections)} blocks but got {len(tokens)}: "
+                f"this decoder fuses {count} blocks but got {len(tokens)}: "
                 "pass the tokens of the blocks it was built for"
             )
-        planes = rearrange(self._fused(tokens), "b (h w) c -> b c h w", h=grid[0])
+        planes = rearrange(self._fused(tokens[-count:]), "b (h w) c -> b c h w", h=grid[0])
         flat = self.dropout(planes).flatten(2)
         affinity = torch.sigmoid((flat.transpose(1, 2) @ flat).float())
         sequence = flat.transpose(1, 2)

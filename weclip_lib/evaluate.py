@@ -1,6 +1,7 @@
 """Inference (single scale; multi-scale with flip) and scores of decoders and of pseudo labels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from weclip_lib.datasets import MaskedImages, batches, normalise
 from weclip_lib.decoder import Decoder
 from weclip_lib.metrics import confusion_matrix
 
+Key = TypeVar("Key", bound=Hashable)
 Logits = Float[Tensor, "batch cls grid_h grid_w"]
 
 
@@ -63,12 +65,12 @@ def label_map(logits: Logits, size: tuple[int, int]) -> Integer[Tensor, "batch h
 
 def score_decoders(
     backbone: Backbone,
-    decoders: Mapping[str, Decoder],
+    decoders: Mapping[Key, Decoder],
     dataset: MaskedImages,
     *,
     scales: Sequence[float] = (1.0, 0.75),
     batch: int = 8,
-) -> dict[str, tuple[Integer[Tensor, "cls cls"], Integer[Tensor, "cls cls"]]]:
+) -> dict[Key, tuple[Integer[Tensor, "cls cls"], Integer[Tensor, "cls cls"]]]:
     """Confusion matrices of each decoder: (single scale, multi-scale with flip).
 
     Pictures of one batch have to be of one size; use `batch=1` where sizes differ.

@@ -44,7 +44,7 @@ class WeCLIP(nn.Module):
         self.decoder = Decoder(
             width=backbone.width,
             class_count=labels.class_count,
-            block_count=len(backbone.blocks) - 1,
+            block_count=shape.blocks or len(backbone.blocks) - 1,
             dim=shape.dim,
             layers=shape.layers,
             heads=shape.heads,
@@ -88,6 +88,8 @@ class WeCLIP(nn.Module):
                 frozen.attention[-method.rfm_layers :],
                 decoder_affinity.detach(),
                 rule=method.rfm_rule,
+                select=method.rfm_select,
+                multiply=method.rfm_multiply,
             )
         boxes = box_mask(frozen.cam, method.box_threshold, keep_last=method.keep_box_ends)
         transition = transition_matrix(attention, rounds=method.sinkhorn_rounds)

@@ -43,17 +43,23 @@ def refine_attention(
     decoder_affinity: Float[Tensor, "batch patch patch"],
     *,
     rule: Rule = "absolute",
+    select: bool = True,
+    multiply: bool = True,
 ) -> tuple[Float[Tensor, "batch patch patch"], Bool[Tensor, "layer batch"]]:
     """Mean of the selected attention maps, times the decoder's affinity; and the selection.
 
     Args:
         attentions: Of the last blocks, between patches, mean over heads.
         decoder_affinity: In [0, 1].
+        select: Whether maps are selected at all, or every one is averaged.
+        multiply: Whether the mean is multiplied by the affinity.
     """
     selected = select_attention(attentions, decoder_affinity, rule=rule)
+    if not select:
+        selected = torch.ones_like(selected)
     weight = selected.to(attentions) / (selected.sum(dim=0) + 1e-5)
     mean = torch.einsum("lb,lbij->bij", weight, attentions)
-    return mean * decoder_affinity, selected
+    return mean * decoder_affinity if multiply else mean, selected
 
 
 def static_attention(

@@ -1,0 +1,79 @@
+"""Variants on shared features; what is kept is found again; masks reach whom they should."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from weclip_lib.config import PROFILES
+from weclip_lib.study import Study, Variant
+
+SMOKE = PROFILES["smoke"]
+BUDGET = replace(SMOKE.budget, steps=2)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Study:
+    folder = tmp_path_factory.mktemp("study")
+    return Study(SMOKE, folder, data_dir=str(folder / "data"))
+
+
+def test_variants_share_features(study) -> None:
+    base = study.features(Variant("base"))
+    assert study.features(Variant("rule", method={"rfm_layers": 2})) is base
+    assert study.features(Variant("shape", shape={"layers": 0})) is base
+    assert study.features(Variant("words", backgrounds=1)) is not base
+    assert len(study.model(Variant("words", backgrounds=1)).background) == 1
+
+
+def test_trained_scored_and_found_again(study) -> None:
+    variant = Variant("two blocks", shape={"blocks": 2, "layers": 0}, length=2)
+    watch = [0, 3]
+    trained = {
+        (variant.name, seed): study.train_decoder(variant, BUDGET, seed, watch=watch)
+        for seed in (0, 1)
+    }
+    first = trained[variant.name, 0]
+    assert first.history[-1]["iteration"] == 4
+    assert len(first.model.decoder.projections) == 2 and len(first.model.decoder.blocks) == 0
+    again = study.train_decoder(variant, BUDGET, 0, watch=watch)
+    assert again.cpu_seconds == first.cpu_seconds and torch.equal(again.watched, first.watched)
+    rows = study.score(trained, ["val", "test"])
+    assert [(row["split"], row["seed"]) for row in rows] == [
+        ("val", 0),
+        ("val", 1),
+        ("test", 0),
+        ("test", 1),
+    ]
+    assert all(0 <= row["value"] <= 100 and row["n_images"] == 6 for row in rows)
+    curve = study.watched_scores(trained, watch)
+    assert [row["iteration"] for row in curve] == 2 * [1, 2, 3, 4]
+
+
+def test_watched_labels_are_held_against_their_own_masks(study) -> None:
+    run = study.train_decoder(Variant("watched"), BUDGET, 0, watch=[2, 5])
+    truth = study.true_labels()[[2, 5]]
+    perfect = replace(run, watched=truth[None].expand(len(run.watched_at), -1, -1, -1))
+    rows = study.watched_scores({("perfect", 0): perfect}, [2, 5])
+    assert {row["value"] for row in rows} == {100}
+
+
+def test_masks_of_some_pictures(study) -> None:
+    """A part is a set of pictures with their mirror images; a larger part contains a smaller."""
+    count = len(study.train)
+    parts = [study.masked_rows(Variant("m", masks=share), 3) for share in (0.25, 0.5, 1.0)]
+    assert [len(part) for part in parts] == [2 * 4, 2 * 8, 2 * 16]
+    assert set(parts[0]) < set(parts[1]) < set(parts[2]) == set(range(2 * count))
+    assert {row + count for row in parts[0] if row < count} == {r for r in parts[0] if r >= count}
+    assert parts[0] != study.masked_rows(Variant("m", masks=0.25), 4)
+    with pytest.raises(ValueError, match="do not fill a batch"):
+        study.train_decoder(Variant("m", masks=0.07), BUDGET, 0)
+
+
+def test_masked_and_weak_runs_are_different(study) -> None:
+    weak, masked = (
+        study.train_decoder(Variant("x", masks=share), BUDGET, 0) for share in (0.0, 1.0)
+    )
+    assert json.dumps(weak.history) != json.dumps(masked.history)
+    assert masked.model.method.rfm_start == 1.0
