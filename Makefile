@@ -41,6 +41,7 @@ lab: setup  ## JupyterLab on the notebooks
 
 bench: setup  ## what each part of a step costs on this machine, into results/bench
 	$(BIN)/python -m weclip_lib.bench --scaling
+	$(BIN)/python -m weclip_lib.tried
 
 pretrain: setup  ## train MiniCLIP anew (more than two hours on two cores); resumes
 	$(BIN)/python -m weclip_lib.pretrain

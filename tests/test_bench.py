@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from weclip_lib import bench
+from weclip_lib import bench, tried
 from weclip_lib.bench import BASE, INFERENCE, INFERENCE_BASE, STEP, Case
 
 TINY = Case("MiniCLIP", batch=1, crop=40, classes=1)
@@ -60,3 +60,14 @@ def test_refuses_a_gpu_that_is_not_there(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no GPU"):
         bench.main()
+
+
+def test_both_ways_that_were_tried_run() -> None:
+    work = bench.Bench(TINY)
+    makers = (tried._frozen_part, tried._refinement, tried._trained_part)
+    pairs = [pair for makes in makers for pair in makes(work)]
+    assert len(pairs) == 9
+    for _, _, done, name, other in pairs:
+        done()
+        if name != "torch.compile":  # takes half a minute
+            other()

@@ -32,6 +32,7 @@ ALLOWED = {
     "results": LEAVES | {"repro"},
     "plotting": LEAVES,
     "bench": LEAVES | {"backbone", "cam", "evaluate", "model", "results", "train"},
+    "tried": LEAVES | {"backbone", "bench", "par", "results"},
     "runner": LEAVES | {"repro", "results"},
 }
 ONLY = {"matplotlib": {"plotting"}, "papermill": {"runner"}, "ipywidgets": {"explore"}}

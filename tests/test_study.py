@@ -39,6 +39,9 @@ def test_trained_scored_and_found_again(study) -> None:
     assert len(first.model.decoder.projections) == 2 and len(first.model.decoder.blocks) == 0
     again = study.train_decoder(variant, BUDGET, 0, watch=watch)
     assert again.cpu_seconds == first.cpu_seconds and torch.equal(again.watched, first.watched)
+    assert again.watched_at == first.watched_at
+    unwatched = study.train_decoder(variant, BUDGET, 0)
+    assert unwatched.cpu_seconds == first.cpu_seconds and unwatched.watched_at == []
     rows = study.score(trained, ["val", "test"])
     assert [(row["split"], row["seed"]) for row in rows] == [
         ("val", 0),
@@ -53,7 +56,7 @@ def test_trained_scored_and_found_again(study) -> None:
 
 def test_watched_labels_are_held_against_their_own_masks(study) -> None:
     run = study.train_decoder(Variant("watched"), BUDGET, 0, watch=[2, 5])
-    truth = study.true_labels()[[2, 5]]
+    truth = study.true_labels[[2, 5]]
     perfect = replace(run, watched=truth[None].expand(len(run.watched_at), -1, -1, -1))
     rows = study.watched_scores({("perfect", 0): perfect}, [2, 5])
     assert {row["value"] for row in rows} == {100}

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from weclip_lib.datasets import LabelledImages, batches, normalise
-from weclip_lib.files import whole
+from weclip_lib.files import locked, whole
 from weclip_lib.model import Frozen, WeCLIP
 from weclip_lib.repro import source_hash
 
@@ -69,9 +69,10 @@ class FrozenDataset:
         self.layers = model.method.attention_layers
         self.key = self._key(model, dataset)
         path = folder / f"features-{self.key}"
-        if not path.exists():
-            self._write(model, dataset, path, batch)
-            _drop_oldest(folder, path)
+        with locked(path):
+            if not path.exists():
+                self._write(model, dataset, path, batch)
+                _drop_oldest(folder, path)
         os.utime(path)
         about = json.loads((path / "about.json").read_text())
         self.cpu_seconds: float = about["cpu_seconds"]  # of computing all this, when it was done
@@ -162,21 +163,24 @@ def static_labels(
     for later in [name for name in method if name.startswith(("rfm_", "affinity_"))]:
         method.pop(later)  # plays no part in them
     path = folder / f"labels-{_key(source_hash(*LABELS_BY), features.key, method)}.safetensors"
-    if not path.exists():
-        began = time.process_time()
-        cams, made = [], []
-        rows = list(range(len(features.labels)))
-        with tqdm(total=len(rows), desc="making static labels", unit="picture") as progress:
-            for part in batches(rows, batch):
-                refined = model.refine_cam(features.frozen(part))
-                label = model.pseudo_label(refined, features.pixels(part), features.labels[part])
-                cams.append(refined)
-                made.append(label.to(torch.uint8))
-                progress.update(len(part))
-        seconds = torch.tensor(time.process_time() - began)
-        maps = torch.cat(cams).contiguous()
-        found = {"cam": maps, "label": torch.cat(made), "cpu_seconds": seconds}
-        with whole(path) as partial:
-            save_file(found, partial)
+    with locked(path):
+        if not path.exists():
+            began = time.process_time()
+            cams, made = [], []
+            rows = list(range(len(features.labels)))
+            with tqdm(total=len(rows), desc="making static labels", unit="picture") as progress:
+                for part in batches(rows, batch):
+                    refined = model.refine_cam(features.frozen(part))
+                    label = model.pseudo_label(
+                        refined, features.pixels(part), features.labels[part]
+                    )
+                    cams.append(refined)
+                    made.append(label.to(torch.uint8))
+                    progress.update(len(part))
+            seconds = torch.tensor(time.process_time() - began)
+            maps = torch.cat(cams).contiguous()
+            found = {"cam": maps, "label": torch.cat(made), "cpu_seconds": seconds}
+            with whole(path) as partial:
+                save_file(found, partial)
     found = load_file(path)
     return StaticLabels(found["cam"], found["label"], found["cpu_seconds"].item())

@@ -47,7 +47,7 @@ class Decoder(nn.Module):
         )
         self.classify = nn.Conv2d(dim, class_count, kernel_size=1)
 
-    def _fused(
+    def fused(
         self, tokens: Float[Tensor, "block batch patch width"]
     ) -> Float[Tensor, "batch patch dim"]:
         """Each level's linear layers, then the 1x1 convolution of all levels.
@@ -86,7 +86,7 @@ class Decoder(nn.Module):
                 f"this decoder fuses {count} blocks but got {len(tokens)}: "
                 "pass the tokens of the blocks it was built for"
             )
-        planes = rearrange(self._fused(tokens[-count:]), "b (h w) c -> b c h w", h=grid[0])
+        planes = rearrange(self.fused(tokens[-count:]), "b (h w) c -> b c h w", h=grid[0])
         flat = self.dropout(planes).flatten(2)
         affinity = torch.sigmoid((flat.transpose(1, 2) @ flat).float())
         sequence = flat.transpose(1, 2)

@@ -1,9 +1,11 @@
-"""Files and folders that appear under their name only when they are whole."""
+"""Files and folders that appear under their name only when they are whole, and are made once."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 
 @contextmanager
@@ -25,3 +27,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole."""
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time make `path`; those that come later wait, and find it made."""
+    locks = path.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / path.name):
+        yield

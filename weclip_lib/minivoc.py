@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from weclip_lib.config import World
-from weclip_lib.files import whole
+from weclip_lib.files import locked, whole
 from weclip_lib.labels import (
     COLORMAP,
     IGNORE_INDEX,
@@ -548,6 +548,27 @@ def save_mask(mask: UInt8[np.ndarray, "height width"], path: Path) -> None:
     image.save(path)
 
 
+def _draw_into(folder: Path, counts: dict[str, int], world: World, processes: int) -> None:
+    """Draw splits into an empty folder."""
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    rows = [("name", "labels")]
+    with tqdm(total=sum(counts.values()), desc="drawing MiniVOC", unit="picture") as progress:
+        for split, count in counts.items():
+            names = [f"{split}_{index:05d}" for index in range(count)]
+            scenes = draw_many(SPLIT_SEEDS[split], range(count), world, processes=processes)
+            for name, scene in zip(names, scenes, strict=True):
+                jpeg = folder / "JPEGImages" / f"{name}.jpg"
+                Image.fromarray(scene.image).save(jpeg, quality=95)
+                save_mask(scene.mask, folder / "SegmentationClass" / f"{name}.png")
+                rows.append((name, ";".join(scene.classes)))
+                progress.update()
+            listing = folder / "ImageSets/Segmentation" / f"{split}.txt"
+            listing.write_text("".join(f"{name}\n" for name in names))
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
 def write_voc(
     folder: Path, counts: dict[str, int], world: World = World(), *, processes: int = 1
 ) -> Path:
@@ -565,27 +586,13 @@ def write_voc(
     recipe = {"world": asdict(world), "counts": counts, "drawing": DRAWING_VERSION}
     recipe = json.dumps(recipe, indent=1, sort_keys=True)
     record = folder / "minivoc.json"
-    if folder.exists():
-        if record.exists() and record.read_text() == recipe:
-            return folder
-        raise ValueError(f"{folder} holds something else than this MiniVOC: move or delete it")
-    with whole(folder) as partial_folder:
-        for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-            (partial_folder / name).mkdir(parents=True)
-        rows = [("name", "labels")]
-        with tqdm(total=sum(counts.values()), desc="drawing MiniVOC", unit="picture") as progress:
-            for split, count in counts.items():
-                names = [f"{split}_{index:05d}" for index in range(count)]
-                scenes = draw_many(SPLIT_SEEDS[split], range(count), world, processes=processes)
-                for name, scene in zip(names, scenes, strict=True):
-                    jpeg = partial_folder / "JPEGImages" / f"{name}.jpg"
-                    Image.fromarray(scene.image).save(jpeg, quality=95)
-                    save_mask(scene.mask, partial_folder / "SegmentationClass" / f"{name}.png")
-                    rows.append((name, ";".join(scene.classes)))
-                    progress.update()
-                listing = partial_folder / "ImageSets/Segmentation" / f"{split}.txt"
-                listing.write_text("".join(f"{name}\n" for name in names))
-        with (partial_folder / "labels.csv").open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-        (partial_folder / record.name).write_text(recipe)
+    with locked(folder):
+        if folder.exists():
+            if record.exists() and record.read_text() == recipe:
+                return folder
+            raise ValueError(f"{folder} holds something else than this MiniVOC: move or delete it")
+        with whole(folder) as partial:
+            partial.mkdir()
+            _draw_into(partial, counts, world, processes)
+            (partial / record.name).write_text(recipe)
     return folder

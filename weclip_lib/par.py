@@ -17,17 +17,17 @@ POSITION_WEIGHT = 0.01  # w2: share of the kernel that looks at distance only
 CPU_STRIP = 64  # rows of which a kernel is made at once, so that intermediate results stay in cache
 
 
-def _pad(
+def pad_edges(
     maps: Float[Tensor, "batch channel height width"], dilations: Sequence[int]
 ) -> Float[Tensor, "batch channel padded_h padded_w"]:
     """Replicate the edges as far as the furthest neighbour lies."""
     return F.pad(maps, [max(dilations)] * 4, mode="replicate")
 
 
-def _neighbours(
+def neighbours(
     padded: Float[Tensor, "batch channel padded_h padded_w"], dilations: Sequence[int]
 ) -> Iterator[Float[Tensor, "batch channel height width"]]:
-    """Views of what `_pad` padded, shifted to each neighbour; dilation by dilation."""
+    """Views of what `pad_edges` padded, shifted to each neighbour; dilation by dilation."""
     pad = max(dilations)
     height, width = padded.shape[-2] - 2 * pad, padded.shape[-1] - 2 * pad
     for dilation in dilations:
@@ -43,7 +43,7 @@ def _similarity(
     pad, count = max(dilations), len(DIRECTIONS) * len(dilations)
     centre = padded[..., pad:-pad, pad:-pad].contiguous()
     difference, total, squares = (torch.zeros_like(centre) for _ in range(3))
-    for neighbour in _neighbours(padded, dilations):
+    for neighbour in neighbours(padded, dilations):
         # Differences from the centre keep flat areas exactly 0.
         torch.sub(neighbour, centre, out=difference)
         total += difference
@@ -51,7 +51,7 @@ def _similarity(
     variance = (squares - total * total / count) / (count - 1)  # unbiased
     scale = 1 / ((variance.clamp(min=0).sqrt() + 1e-8) * COLOUR_SCALE)
     scores = centre.new_zeros(len(centre), count, *centre.shape[-2:])
-    for score, neighbour in zip(scores.unbind(1), _neighbours(padded, dilations), strict=True):
+    for score, neighbour in zip(scores.unbind(1), neighbours(padded, dilations), strict=True):
         torch.sub(neighbour, centre, out=difference).mul_(scale)
         for channel in difference.unbind(1):
             score.addcmul_(channel, channel, value=-1 / 3)
@@ -67,7 +67,7 @@ def par_kernel(
     )
     position = -(distance / ((distance.std() + 1e-8) * COLOUR_SCALE)).square()
     nearness = (POSITION_WEIGHT * position.softmax(dim=0).to(images))[:, None, None]
-    padded, height = _pad(images, dilations), images.shape[-2]
+    padded, height = pad_edges(images, dilations), images.shape[-2]
     kernel = images.new_empty(len(images), len(distance), *images.shape[-2:])
     strip = CPU_STRIP if images.device.type == "cpu" else height
     for top in range(0, height, strip):
@@ -101,9 +101,9 @@ def refine(
         images = F.interpolate(images, size, mode="bilinear", align_corners=True)
     kernel = par_kernel(images, dilations)
     for _ in range(iterations):
-        padded, maps = _pad(maps, dilations), torch.zeros_like(maps)
+        padded, maps = pad_edges(maps, dilations), torch.zeros_like(maps)
         for weight, neighbour in zip(
-            kernel.split(1, 1), _neighbours(padded, dilations), strict=True
+            kernel.split(1, 1), neighbours(padded, dilations), strict=True
         ):
             maps.addcmul_(neighbour, weight)
     return maps

@@ -1,6 +1,6 @@
 """Figures: pictures, label maps, heat maps, curves and bars. The only module with matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -147,3 +147,69 @@ def matrix(
     axis.set_title(title, fontsize=10)
     figure.tight_layout()
     return figure
+
+
+def trends(
+    panels: Mapping[str, pd.DataFrame],
+    *,
+    ylabel: str,
+    reference: tuple[str, float] | None = None,
+    log: bool = False,
+) -> Figure:
+    """One panel a swept number, by its name: a dot a seed, a line through the means.
+
+    Args:
+        panels: Frames with columns x and value.
+        reference: Name and height of a dashed line.
+        log: Whether the swept numbers are spread logarithmically.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.1), squeeze=False)
+    for axis, (name, points) in zip(axes[0], panels.items(), strict=True):
+        axis.plot(points["x"], points["value"], "o", color="C0", ms=4, alpha=0.5)
+        axis.plot(points.groupby("x")["value"].mean(), color="C0")
+        if log:
+            axis.set_xscale("log")
+        ticks = sorted(points["x"].unique())
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
+        axis.minorticks_off()
+        axis.set(xlabel=name)
+        if reference:
+            axis.axhline(reference[1], color="C1", ls="--", label=reference[0])
+            axis.legend(fontsize=8)
+    axes[0, 0].set(ylabel=ylabel)
+    figure.tight_layout()
+    return figure
+
+
+def growth(panels: Mapping[str, pd.DataFrame], *, ylabel: str) -> dict[str, float]:
+    """One panel a number that grows, both axes logarithmic, with a power law fitted to each line.
+
+    Args:
+        panels: Frames with columns line, x and value.
+
+    Returns:
+        The exponent of every `panel, line`.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.3), squeeze=False)
+    exponents = {}
+    for axis, (name, points) in zip(axes[0], panels.items(), strict=True):
+        for number, (line, part) in enumerate(points.groupby("line", sort=False)):
+            x, y = (np.log(part[column].to_numpy(float)) for column in ("x", "value"))
+            slope, offset = np.polyfit(x, y, 1)
+            exponents[f"{name}, {line}"] = float(slope)
+            axis.plot(part["x"], part["value"], "o", color=f"C{number}", ms=4)
+            ends = np.array([x.min(), x.max()])
+            axis.plot(
+                np.exp(ends),
+                np.exp(slope * ends + offset),
+                color=f"C{number}",
+                label=f"{line}, x^{slope:.2f}",
+            )
+        ticks = sorted(points["x"].unique())
+        axis.set(xscale="log", yscale="log", xlabel=name)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
+        axis.minorticks_off()
+        axis.legend(fontsize=8)
+    axes[0, 0].set(ylabel=ylabel)
+    figure.tight_layout()
+    return exponents

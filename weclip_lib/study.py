@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,20 @@ class Variant:
     masks: float = (
         0.0  # part of the pictures whose true masks teach, and no other; 0: pseudo labels
     )
+
+
+def checked_budget(setting: Profile, *, steps: int, seed_count: int, pictures: int) -> Budget:
+    """The profile's budget, or one of so many steps.
+
+    Raises:
+        ValueError: If a number is none.
+    """
+    if seed_count < 1 or steps < 0 or pictures < 0:
+        raise ValueError(
+            f"seed_count {seed_count}, steps {steps}, pictures {pictures} are no budget: "
+            "give 1 or more seeds, and 0 (the profile's) or more of the others"
+        )
+    return replace(setting.budget, steps=steps or setting.budget.steps)
 
 
 class Study:
@@ -86,6 +101,7 @@ class Study:
             self._features[key] = FrozenDataset(model, self.train, self.work / "cache")
         return self._features[key]
 
+    @cached_property
     def true_labels(self) -> UInt8[Tensor, "row height width"]:
         """The masks, in the order of the features' rows."""
         dataset = self.split("train")
@@ -108,7 +124,7 @@ class Study:
         """
         features, rows = self.features(variant), []
         if variant.masks:
-            labels, rows = self.true_labels(), self.masked_rows(variant, seed)
+            labels, rows = self.true_labels, self.masked_rows(variant, seed)
             variant = replace(variant, method={**variant.method, "rfm_start": NEVER})
         else:
             labels = static_labels(self.model(variant), features, self.work / "cache").label
@@ -155,12 +171,17 @@ class Study:
         self, trained: dict[tuple[str, int], Trained], watch: Sequence[int]
     ) -> list[dict]:
         """Rows of a curve: mIoU of the labels that were kept during training, against masks."""
-        truth, count = self.true_labels(), self.setting.labels.class_count
         rows = []
         for (variant, seed), run in trained.items():
             for step, labels in zip(run.watched_at, run.watched, strict=True):
-                pairs = zip(labels.long(), truth[list(watch)], strict=True)
-                confusion = torch.stack([confusion_matrix(a, b, count) for a, b in pairs]).sum(0)
                 point = {"variant": variant, "seed": seed, "iteration": step}
-                rows.append(point | {"metric": "label_miou", "value": scores(confusion).miou})
+                rows.append(
+                    point | {"metric": "label_miou", "value": self.label_miou(labels, watch)}
+                )
         return rows
+
+    def label_miou(self, labels: UInt8[Tensor, "row height width"], rows: Sequence[int]) -> float:
+        """mIoU of pseudo labels of some rows against their masks, in percent."""
+        count = self.setting.labels.class_count
+        pairs = zip(labels.long(), self.true_labels[list(rows)], strict=True)
+        return scores(sum(confusion_matrix(a, b, count) for a, b in pairs)).miou

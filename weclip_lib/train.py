@@ -17,7 +17,7 @@ from tqdm import tqdm
 from weclip_lib.cache import FrozenDataset
 from weclip_lib.checkpoint import load_weights, read_note, save_weights
 from weclip_lib.config import Budget
-from weclip_lib.files import whole
+from weclip_lib.files import locked, whole
 from weclip_lib.model import WeCLIP
 from weclip_lib.repro import seed_everything, source_hash
 
@@ -187,18 +187,24 @@ def trained_decoder(
         features.key,
         source_hash(*MADE_BY),
         list(rows),
-        list(watch),
     )
     path = folder / f"{sha256(repr(about).encode()).hexdigest()[:16]}.safetensors"
-    beside = path.with_suffix(".watched.safetensors")
-    if path.exists():
-        load_weights(model.decoder, load_file(path), str(path))
-        return Trained(model.eval(), watched=load_file(beside)["watched"], **read_note(path))
-    trained = train_decoder(
-        model, features, labels, budget, seed=seed, rows=rows, watch=watch, progress=progress
-    )
-    with whole(beside) as partial:
-        save_file({"watched": trained.watched}, partial)
-    note = {name: getattr(trained, name) for name in ("history", "cpu_seconds", "watched_at")}
-    save_weights(model.decoder, path, note)
-    return trained
+    watching = sha256(repr(list(watch)).encode()).hexdigest()[:16]
+    beside = folder / "watched" / f"{path.stem}-{watching}.safetensors"
+    with locked(path):
+        if path.exists() and (not watch or beside.exists()):
+            load_weights(model.decoder, load_file(path), str(path))
+            nothing = {"labels": labels.new_empty(0, 0, *labels.shape[1:]), "at": torch.empty(0)}
+            kept = load_file(beside) if watch else nothing
+            at = kept["at"].tolist()
+            return Trained(model.eval(), **read_note(path), watched=kept["labels"], watched_at=at)
+        trained = train_decoder(
+            model, features, labels, budget, seed=seed, rows=rows, watch=watch, progress=progress
+        )
+        if watch:
+            at = torch.tensor(trained.watched_at)
+            with whole(beside) as partial:
+                save_file({"labels": trained.watched, "at": at}, partial)
+        note = {"history": trained.history, "cpu_seconds": trained.cpu_seconds}
+        save_weights(model.decoder, path, note)
+        return trained
