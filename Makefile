@@ -4,9 +4,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 NB ?=
 PROFILE ?= mini
+GRID ?= workflow/grids/seeds.yml
+PROCESSES ?= 1
 RUN := $(BIN)/python -m weclip_lib.runner
 
-.PHONY: help setup run test lint lab studies publish bench pretrain clean
+.PHONY: help setup run test lint lab studies publish sweep bench pretrain clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -29,6 +31,9 @@ studies: setup  ## every notebook, three seeds, full budget, into runs/studies
 
 publish: setup  ## copy a complete `make studies` into results/ and render the tables
 	$(BIN)/python -m weclip_lib.results --source runs/studies
+
+sweep: setup  ## a grid of runs, PROCESSES at a time, into runs/sweeps (GRID=workflow/grids/seeds.yml)
+	$(BIN)/python -m weclip_lib.sweep run "$(GRID)" --processes $(PROCESSES)
 
 lint: setup
 	$(BIN)/pre-commit run --all-files

@@ -34,6 +34,7 @@ ALLOWED = {
     "bench": LEAVES | {"backbone", "cam", "evaluate", "model", "results", "train"},
     "tried": LEAVES | {"backbone", "bench", "par", "results"},
     "runner": LEAVES | {"repro", "results"},
+    "sweep": LEAVES | {"repro", "results", "runner"},
 }
 ONLY = {"matplotlib": {"plotting"}, "papermill": {"runner"}, "ipywidgets": {"explore"}}
 

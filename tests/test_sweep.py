@@ -1,0 +1,114 @@
+"""Sweeps: bad grids are refused before anything runs; failures, interruption and resuming."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import yaml
+
+from weclip_lib import sweep
+from weclip_lib.repro import ROOT
+
+GOOD = {"notebook": "01_cam_generation", "parameters": {"profile": "smoke", "pictures": [2, 3]}}
+
+
+def written(tmp_path, grid):
+    path = tmp_path / "grid.yml"
+    path.write_text(grid if isinstance(grid, str) else yaml.safe_dump(grid, sort_keys=False))
+    return path
+
+
+def test_every_combination_is_a_job(tmp_path) -> None:
+    parameters = {"profile": "smoke", "seed": [0, 1], "pictures": [2, 3, 4]}
+    path = written(tmp_path, GOOD | {"parameters": parameters})
+    grid = sweep.read_grid(path, tmp_path / "out")
+    assert [job.name for job in grid.jobs][:2] == ["seed=0,pictures=2", "seed=0,pictures=3"]
+    assert len(grid.jobs) == len({job.name for job in grid.jobs}) == 6
+    assert grid.job("seed=1,pictures=4").parameters == {
+        "profile": "smoke",
+        "seed": 1,
+        "pictures": 4,
+    }
+    long = written(tmp_path, GOOD | {"parameters": {"data_dir": ["/a b/" + "x" * 300, "/a b/y"]}})
+    names = [job.name for job in sweep.read_grid(long, tmp_path / "out").jobs]
+    assert all(len(name) <= sweep.LONGEST_NAME and "/" not in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("notebook: [", "is no YAML"),
+        ("- 01_cam_generation", "has list: it takes `notebook` and `parameters`"),
+        (GOOD | {"parametres": {}}, "parametres: it takes `notebook`"),
+        (GOOD | {"notebook": "01_cams"}, "no notebook '01_cams': choose of 00_minivoc"),
+        (GOOD | {"parameters": {"picture": 3}}, "no parameter 'picture': it has seed"),
+        (GOOD | {"parameters": {"pictures": ["a"]}}, "pictures of .* is 'a': give a int"),
+        (GOOD | {"parameters": {"pictures": []}}, "pictures has an empty list"),
+        (GOOD | {"parameters": {"pictures": [2, 2]}}, "pictures=2 comes a second time"),
+        (GOOD | {"parameters": [1]}, "names with values"),
+    ],
+)
+def test_bad_grids_are_refused(tmp_path, grid, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        sweep.read_grid(written(tmp_path, grid), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_places_are_refused(tmp_path) -> None:
+    path = str(written(tmp_path, GOOD))
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+        (["run", str(tmp_path / "none.yml")], "is not there"),
+        (["run", path, "--out", str(ROOT / "results" / "x")], "only `make publish` writes"),
+        (["run", path, "--out", str(tmp_path / "file" / "out")], "cannot be written"),
+        (["run", path, "--out", str(tmp_path / "out"), "--processes", "0"], "1 or more"),
+        (["job", path, "pictures=9", "--out", str(tmp_path / "out")], "no job 'pictures=9'"),
+        (["collect", path, "--out", str(tmp_path / "out")], "nothing to collect"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            sweep.main(arguments)
+
+
+@pytest.mark.notebook
+def test_failures_are_apart_and_a_sweep_resumes(tmp_path, capsys) -> None:
+    """One of two data folders holds something else at first."""
+    good, bad, out = tmp_path / "good", tmp_path / "bad", tmp_path / "out"
+    (bad / "mine").mkdir(parents=True)
+    parameters = {"profile": "smoke", "pictures": 3, "data_dir": [str(bad), str(good)]}
+    path = written(tmp_path, GOOD | {"parameters": parameters})
+    arguments = ["run", str(path), "--out", str(out), "--processes", "2"]
+    with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+        sweep.main(arguments)
+    failed, finished = (job.name for job in sweep.read_grid(path, out).jobs)
+    assert f"{failed}: failed, see" in capsys.readouterr().out
+    assert "holds something else" in (out / failed / "log.txt").read_text()
+    table = out / finished / "01_cam_generation.csv"
+    rows, stamp = len(pd.read_csv(table)), table.stat().st_mtime_ns
+    assert len(pd.read_csv(out / "sweep.csv")) == rows
+
+    (bad / "mine").rmdir()
+    bad.rmdir()
+    sweep.main(arguments)
+    assert table.stat().st_mtime_ns == stamp  # what was finished was not run again
+    joined = pd.read_csv(out / "sweep.csv")
+    assert len(joined) == 2 * rows and set(joined["data_dir"]) == {str(good), str(bad)}
+
+
+@pytest.mark.notebook
+def test_interrupted_leaves_nothing_half_written(tmp_path) -> None:
+    path, out = written(tmp_path, GOOD), tmp_path / "out"
+    command = [sys.executable, "-m", "weclip_lib.sweep", "run", str(path), "--out", str(out)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        while not list(out.glob("*/.partial")) and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(1)
+        os.kill(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "what has finished is kept" in errors
+    assert not list(out.rglob("*.csv.partial"))
+    assert not list(out.glob("*/01_cam_generation.csv"))

@@ -1,0 +1,239 @@
+"""Grids of notebook runs: one notebook, many parameters. `make sweep GRID=FILE`.
+
+A grid is a YAML file with a notebook and its parameters; of a list, every value is run, and of
+several lists, every combination. Each run is a papermill job in a process of its own and writes
+into its own folder, so that a failed one leaves the others alone and a finished one is not
+repeated. The same jobs can be run by a workflow engine: `list`, `job` and `collect` are its steps.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import yaml
+from tqdm import tqdm
+
+from weclip_lib.files import whole, write_text
+from weclip_lib.repro import ROOT
+from weclip_lib.results import outside_results
+from weclip_lib.runner import NOTEBOOKS, check_parameters, is_done, run_key, run_notebook
+
+KEYS = ("notebook", "parameters")
+LONGEST_NAME = 120  # characters of a job's folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the grid."""
+
+    name: str  # of its folder: the values that differ between jobs
+    parameters: dict  # all that the notebook is given
+    varied: dict  # those of them that the grid varies
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid file asks for."""
+
+    notebook: Path
+    jobs: tuple[Job, ...]
+    folder: Path  # of all its runs
+
+    def job(self, name: str) -> Job:
+        """The job of that name.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        found = [job for job in self.jobs if job.name == name]
+        if not found:
+            raise ValueError(
+                f"no job {name!r}: this grid has {', '.join(j.name for j in self.jobs)}"
+            )
+        return found[0]
+
+    def done(self, job: Job) -> bool:
+        """Whether the job has finished, with the library and notebook as they are now."""
+        key = run_key(self.notebook, job.parameters)
+        return is_done(self.folder / job.name, self.notebook, key)
+
+
+def _job_name(varied: dict) -> str:
+    text = ",".join(f"{name}={value}" for name, value in varied.items()) or "only"
+    safe = "".join(c if c.isalnum() or c in "=,._-" else "-" for c in text)
+    if safe == text and len(text) <= LONGEST_NAME:
+        return text
+    digest = sha256(json.dumps(varied, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{safe[: LONGEST_NAME - 9]}-{digest}"
+
+
+def read_grid(path: Path, out: Path | None = None) -> Grid:
+    """Read a grid file and check every job of it, before any runs.
+
+    Args:
+        out: Folder of the runs; default runs/sweeps/<name of the file>.
+
+    Raises:
+        ValueError: Naming what is wrong in the file, or a folder that cannot be written.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} is not there: give a grid file, such as workflow/grids/seeds.yml")
+    try:
+        grid = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(grid, dict) or not set(grid) <= set(KEYS) or "notebook" not in grid:
+        found = ", ".join(map(str, grid)) if isinstance(grid, dict) else type(grid).__name__
+        raise ValueError(f"{path} has {found}: it takes `notebook` and `parameters`")
+    notebook = NOTEBOOKS / f"{grid['notebook']}.ipynb"
+    if not notebook.exists():
+        known = ", ".join(sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb")))
+        raise ValueError(f"{path}: there is no notebook {grid['notebook']!r}: choose of {known}")
+    parameters = grid.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{path}: `parameters` is to be names with values, not {parameters!r}")
+    lists = {n: v if isinstance(v, list) else [v] for n, v in parameters.items()}
+    empty = [name for name, values in lists.items() if not values]
+    if empty:
+        raise ValueError(f"{path}: parameter {empty[0]} has an empty list: give values")
+    jobs = []
+    for values in product(*lists.values()):
+        chosen = dict(zip(lists, values, strict=True))
+        check_parameters(notebook, chosen)
+        varied = {name: value for name, value in chosen.items() if len(lists[name]) > 1}
+        jobs.append(Job(_job_name(varied), chosen, varied))
+    twice = [job.name for number, job in enumerate(jobs) if job in jobs[:number]]
+    if twice:
+        raise ValueError(f"{path}: {twice[0]} comes a second time: name every value once")
+    folder = outside_results(out or ROOT / "runs" / "sweeps" / path.stem)
+    return Grid(notebook, tuple(jobs), folder)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        write_text(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror}: choose --out") from error
+
+
+def run_job(grid: Grid, name: str) -> None:
+    """Run one job here, unless it is done."""
+    run_notebook(grid.notebook, grid.folder / name, grid.job(name).parameters)
+
+
+def _start(path: Path, grid: Grid, job: Job, threads: int) -> subprocess.Popen:
+    """A job as a process of its own session, writing its log."""
+    folder = grid.folder / job.name
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "weclip_lib.sweep", "job", str(path), job.name]
+    command += ["--out", str(grid.folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def run_grid(path: Path, grid: Grid, processes: int) -> list[Job]:
+    """Run all jobs that are not done, so many at a time; returns those that failed.
+
+    When interrupted, every running job is ended, and none of them leaves anything half-written.
+    """
+    waiting = [job for job in grid.jobs if not grid.done(job)]
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    running: dict[str, subprocess.Popen] = {}
+    failed = []
+
+    def run(job: Job) -> bool:
+        running[job.name] = _start(path, grid, job, threads)
+        return running[job.name].wait() == 0
+
+    with ThreadPoolExecutor(processes) as pool:
+        futures = {pool.submit(run, job): job for job in waiting}
+        bar = tqdm(total=len(grid.jobs), initial=len(grid.jobs) - len(waiting), unit="run")
+        try:
+            for future in as_completed(futures):
+                job = futures[future]
+                if not future.result():
+                    failed.append(job)
+                    tqdm.write(f"{job.name}: failed, see {grid.folder / job.name / 'log.txt'}")
+                bar.update()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running.values():
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGTERM)
+            raise
+        finally:
+            bar.close()
+    return failed
+
+
+def collect(grid: Grid) -> Path:
+    """Join the score tables of all finished jobs, with a column a varied parameter.
+
+    Raises:
+        ValueError: If no job has finished.
+    """
+    tables = []
+    for job in grid.jobs:
+        if grid.done(job):
+            table = pd.read_csv(grid.folder / job.name / f"{grid.notebook.stem}.csv")
+            # The table's own column `seed` says which run; the notebook's first seed is dropped.
+            varied = {name: value for name, value in job.varied.items() if name not in table}
+            tables.append(table.assign(**varied))
+    if not tables:
+        raise ValueError(f"no job of {grid.folder} has finished: nothing to collect")
+    path = grid.folder / "sweep.csv"
+    with whole(path) as partial:
+        pd.concat(tables, ignore_index=True).to_csv(partial, index=False, lineterminator="\n")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a grid, list its jobs, run one of them, or join what has finished."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("action", choices=("run", "list", "job", "collect"))
+    parser.add_argument("grid", type=Path, help="a YAML file")
+    parser.add_argument("name", nargs="?", default="", help="of the job, for `job`")
+    parser.add_argument("--out", type=Path, help="folder; default runs/sweeps/<grid>")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.processes < 1:
+            raise ValueError(f"--processes is {chosen.processes}: give 1 or more")
+        grid = read_grid(chosen.grid.resolve(), chosen.out)
+        if chosen.action == "list":
+            sys.stdout.write("".join(f"{job.name}\n" for job in grid.jobs))
+            return
+        _check_writable(grid.folder)
+        if chosen.action == "job":
+            run_job(grid, chosen.name)
+            return
+        failed = (
+            run_grid(chosen.grid.resolve(), grid, chosen.processes)
+            if chosen.action == "run"
+            else []
+        )
+        tqdm.write(f"wrote {collect(grid)}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: start it again, and what has finished is kept") from None
+    if failed:
+        raise SystemExit(f"error: {len(failed)} of {len(grid.jobs)} runs failed; see their logs")
+
+
+if __name__ == "__main__":
+    main()
