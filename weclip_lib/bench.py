@@ -39,7 +39,7 @@ from weclip_lib.evaluate import predict
 from weclip_lib.files import write_text
 from weclip_lib.labels import VOC
 from weclip_lib.model import WeCLIP
-from weclip_lib.results import RESULTS, write_provenance
+from weclip_lib.results import RESULTS, render_pages, write_provenance
 from weclip_lib.train import build_optimizer
 
 BASE, STEP = "frozen blocks but the last", "whole step"
@@ -334,6 +334,7 @@ def main() -> None:
     write_text(folder / f"{name}.csv", table.round(3).to_csv(index=False, lineterminator="\n"))
     about = {"gflop_s": rates[False][0], "gflop_s_bf16": rates[True][0], "gbyte_s": rates[False][1]}
     write_provenance(folder, name, vars(arguments), rates=about)
+    render_pages()
     about_case = list(asdict(step))
     for values, group in table.groupby(about_case, sort=False):
         tqdm.write("\n" + ", ".join(f"{k} {v}" for k, v in zip(about_case, values, strict=True)))

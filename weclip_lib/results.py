@@ -108,11 +108,42 @@ def score_table(table: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
     return wide.reset_index()
 
 
+def published_step(bench: pd.DataFrame) -> pd.DataFrame:
+    """Of a table of `make bench`: the first case's parts, with bfloat16 in the same unit beside.
+
+    Ratios are to the first part, or for inference to its own, in single precision.
+    """
+    case = ["backbone", "batch", "crop", "classes", "device"]
+    chosen = bench[(bench[case] == bench[case].iloc[0]).all(axis=1)]
+    single, half = (chosen[chosen["bf16"] == bf16].set_index("part") for bf16 in (False, True))
+    columns = ["cpu_s", "ratio", "official_ratio", "gflop", "share", "memory_mib"]
+    table = single[columns].copy()
+    clock = "cpu_s" if single["device"].iloc[0] == "cpu" else "wall_s"
+    table.insert(2, "ratio_bf16", half[clock] / single[clock] * single["ratio"])
+    return table
+
+
+def rendered_bench(path: Path) -> str:
+    """Markdown of a table of `make bench`."""
+    about = json.loads(path.with_suffix(".json").read_text())
+    table = pd.read_csv(path)
+    if "tried" in table:
+        rows = table.round(3).to_markdown(index=False)
+    else:
+        rows = published_step(table).round(2).astype(object).fillna("").to_markdown()
+    note = (
+        f"Commit {about['commit'][:10]}, {path.stem}, {about['parameters']['threads']} thread(s)."
+    )
+    return f"{rows}\n\n{note}\n"
+
+
 def rendered_table(name: str) -> str:
     """Markdown of a published table, `<profile>/<notebook>`, with its seeds and commit."""
     path = RESULTS / f"{name}.csv"
     if not path.exists():
         return "*Not measured yet.*\n"
+    if path.parent.name == "bench":
+        return rendered_bench(path)
     table = pd.read_csv(path)
     about = json.loads(path.with_suffix(".json").read_text())
     order = about.get("order", [])
@@ -129,6 +160,12 @@ def rendered_table(name: str) -> str:
 def render(text: str) -> str:
     """Fill every `<!-- table: profile/notebook -->` ... `<!-- end -->` of a page."""
     return MARKER.sub(lambda m: f"{m[1]}{rendered_table(m[2])}{m[3]}", text)
+
+
+def render_pages() -> None:
+    """Render the tables of all pages anew."""
+    for page in (ROOT / "README.md", RESULTS / "README.md"):
+        write_text(page, render(page.read_text(encoding="utf-8")))
 
 
 def publish(source: Path, profile: str, notebooks: Sequence[str]) -> None:
@@ -167,8 +204,7 @@ def publish(source: Path, profile: str, notebooks: Sequence[str]) -> None:
             executed = source / "notebooks" / f"{notebook}.ipynb"
             shutil.copy2(executed, partial / "notebooks" / executed.name)
         shutil.rmtree(RESULTS / profile, ignore_errors=True)
-    for page in (ROOT / "README.md", RESULTS / "README.md"):
-        write_text(page, render(page.read_text(encoding="utf-8")))
+    render_pages()
 
 
 def main() -> None:

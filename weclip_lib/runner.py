@@ -30,8 +30,16 @@ PRESETS = {
     "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 200, "pictures": 300},
     "studies": {"profile": "mini", "seed": 0, "seed_count": 3, "steps": 0, "pictures": 0},
 }
-
-BRIEF = {"07_official_vs_intended": {"steps": 60, "pictures": 100}}  # many decoders: `run`'s budget
+COMPARISONS = (  # many decoders each
+    "03_rfm_ablation",
+    "04_layer_count",
+    "05_fully_supervised",
+    "07_official_vs_intended",
+)
+BUDGETS = {  # of those, in the presets; length: long runs are then those of notebook 02
+    "run": {"steps": 40, "pictures": 100, "length": 1},
+    "studies": {"steps": 200, "length": 2},
+}
 
 
 def declared_parameters(notebook: Path) -> dict[str, str]:
@@ -160,12 +168,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder; default runs/<profile or preset>")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     arguments = parser.parse_args()
-    preset, brief = dict(PRESETS[arguments.preset]), BRIEF if arguments.preset == "run" else {}
+    preset, shorter = dict(PRESETS[arguments.preset]), BUDGETS[arguments.preset]
     try:
         if arguments.profile:
             preset["profile"] = get_profile(arguments.profile).name
             if arguments.profile == "smoke":
-                preset, brief = preset | {"steps": 0, "pictures": 0}, {}
+                preset, shorter = preset | {"steps": 0, "pictures": 0}, {}
         given = {name: yaml.safe_load(value) for name, value in arguments.p}
         notebooks = sorted(NOTEBOOKS.glob(f"{arguments.notebook}*.ipynb"))
         if not notebooks:
@@ -175,7 +183,7 @@ def main() -> None:
         jobs = []
         for notebook in notebooks:
             declared = declared_parameters(notebook)
-            budget = preset | brief.get(notebook.stem, {})
+            budget = preset | (shorter if notebook.stem in COMPARISONS else {})
             chosen = {k: v for k, v in budget.items() if k in declared} | given
             check_parameters(notebook, chosen)
             jobs.append((notebook, chosen))

@@ -17,7 +17,7 @@ from weclip_lib import par
 from weclip_lib.backbone import run_block
 from weclip_lib.bench import Bench, Case, machine_name, measured
 from weclip_lib.files import write_text
-from weclip_lib.results import RESULTS, write_provenance
+from weclip_lib.results import RESULTS, render_pages, write_provenance
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 Pair = tuple[str, str, Callable[[], object], str, Callable[[], object]]
@@ -160,6 +160,7 @@ def main() -> None:
     folder, name = RESULTS / "bench", f"{machine_name('cpu')}_tried"
     write_text(folder / f"{name}.csv", table.round(4).to_csv(index=False, lineterminator="\n"))
     write_provenance(folder, name, vars(arguments))
+    render_pages()
     tqdm.write(table.to_markdown(index=False, floatfmt=".3f"))
 
 
