@@ -75,7 +75,8 @@ def test_propagation_by_hand() -> None:
     cam = torch.tensor([[[[1.0, 0.5]]]])
     step = torch.tensor([[[0.75, 0.25], [0.25, 0.75]]])
     mask = torch.tensor([[[[True, False]]]])
-    assert propagate_cam(cam, step, mask).flatten().tolist() == [0.75, 0.25]
+    assert propagate_cam(cam, step, mask, steps=1).flatten().tolist() == [0.75, 0.25]
+    assert propagate_cam(cam, step, mask).flatten().tolist() == [0.625, 0.375]
 
 
 def test_propagation_names_a_wrong_grid() -> None:

@@ -26,8 +26,9 @@ def transition_matrix(
 ) -> Float[Tensor, "batch patch patch"]:
     """Turn attention between patches into a symmetric transition matrix (Sinkhorn).
 
-    Each round divides by the column sums, then by the row sums; the result is symmetrised and
-    squared once. Source: official clip/clip_tool.py compute_trans_mat; REFERENCE 21.
+    Each round divides by the column sums, then by the row sums; the result is symmetrised. The
+    official code squares it, too: `propagate_cam` takes two steps instead, which costs patches
+    squared, not cubed. Source: official clip/clip_tool.py compute_trans_mat; REFERENCE 21.
 
     Args:
         attention: Non-negative, rows are queries, no class token.
@@ -37,8 +38,7 @@ def transition_matrix(
     for _ in range(rounds):
         matrix = matrix / matrix.sum(dim=-2, keepdim=True)
         matrix = matrix / matrix.sum(dim=-1, keepdim=True)
-    matrix = (matrix + matrix.transpose(-2, -1)) / 2
-    return matrix @ matrix
+    return (matrix + matrix.transpose(-2, -1)) / 2
 
 
 def connected_parts(
@@ -112,8 +112,10 @@ def propagate_cam(
     cam: Float[Tensor, "batch cls grid_h grid_w"],
     transition: Float[Tensor, "batch patch patch"],
     mask: Bool[Tensor, "batch cls grid_h grid_w"],
+    *,
+    steps: int = 2,
 ) -> Float[Tensor, "batch cls grid_h grid_w"]:
-    """Spread each class map, cut to its boxes, along patch affinity.
+    """Spread each class map, cut to its boxes, along patch affinity, so many steps far.
 
     The mask cuts what is spread, not where it goes: the result may leave the boxes.
     Source: official clip/clip_tool.py:185-191; REFERENCE 20.
@@ -127,8 +129,10 @@ def propagate_cam(
             f"a {grid_h}x{grid_w} CAM has {grid_h * grid_w} cells but the transition matrix "
             f"has {transition.shape[-1]} patches: make both from the same image"
         )
-    inside = rearrange(cam * mask, "b c h w -> b (h w) c")
-    return rearrange(transition @ inside, "b (h w) c -> b c h w", h=grid_h)
+    spread = rearrange(cam * mask, "b c h w -> b (h w) c")
+    for _ in range(steps):
+        spread = transition @ spread
+    return rearrange(spread, "b (h w) c -> b c h w", h=grid_h)
 
 
 def radius_mask(

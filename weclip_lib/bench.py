@@ -16,7 +16,7 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -140,22 +140,32 @@ def _finish(run: Callable[[], object], device: str) -> None:
         torch.cuda.synchronize()
 
 
-def measured(run: Callable[[], object], repeats: int, device: str) -> dict[str, float]:
-    """CPU and wall seconds (medians) of a function, its GFLOP, and GB moved between them."""
-    with FlopCounterMode(display=False, custom_mapping=FUSED) as counter, Traffic() as traffic:
-        _finish(run, device)
-    cpu, wall = [], []
+def measured_together(
+    runs: Sequence[Callable[[], object]], repeats: int, device: str
+) -> list[dict[str, float]]:
+    """CPU and wall seconds (medians) of functions, their GFLOP, and GB moved between products.
+
+    They take turns, so that a machine that slows down for a while slows all of them.
+    """
+    costs, times = [], []
+    for run in runs:
+        with FlopCounterMode(display=False, custom_mapping=FUSED) as counter, Traffic() as traffic:
+            _finish(run, device)
+        costs.append({"gflop": counter.get_total_flops() / 1e9, "gbyte": traffic.bytes / 1e9})
     for _ in range(repeats):
-        began = time.process_time(), time.perf_counter()
-        _finish(run, device)
-        cpu.append(time.process_time() - began[0])
-        wall.append(time.perf_counter() - began[1])
-    return {
-        "cpu_s": statistics.median(cpu),
-        "wall_s": statistics.median(wall),
-        "gflop": counter.get_total_flops() / 1e9,
-        "gbyte": traffic.bytes / 1e9,
-    }
+        for run in runs:
+            began = time.process_time(), time.perf_counter()
+            _finish(run, device)
+            times.append((time.process_time() - began[0], time.perf_counter() - began[1]))
+    for number, cost in enumerate(costs):
+        cpu, wall = zip(*times[number :: len(runs)], strict=True)
+        cost |= {"cpu_s": statistics.median(cpu), "wall_s": statistics.median(wall)}
+    return costs
+
+
+def measured(run: Callable[[], object], repeats: int, device: str) -> dict[str, float]:
+    """`measured_together` of one function."""
+    return measured_together([run], repeats, device)[0]
 
 
 def machine_rates(device: str, bf16: bool) -> tuple[float, float]:
@@ -211,6 +221,7 @@ class Bench:
 
     def inference(self) -> None:
         predict(self.model.backbone, [self.model.decoder.eval()], self.wide)
+        self.model.decoder.train()
 
     def parts(self) -> Iterator[tuple[str, Callable[[], object], str]]:
         """Name, work, and name of the part that it is compared with."""
@@ -267,20 +278,22 @@ def _peak_memory(case: Case, part: str, threads: int) -> dict[str, float]:
     return {name: value / 2**20 for name, value in found.items()}
 
 
-def measure(case: Case, repeats: int, rates: tuple[float, float]) -> list[dict]:
+def measure(
+    case: Case, repeats: int, rates: tuple[float, float], *, inference: bool = True
+) -> list[dict]:
     """A row a part; `rates` as `machine_rates` returns them."""
     clock = "cpu_s" if case.device == "cpu" else "wall_s"
-    peaks = {part: peak_memory(case, part) for part in (STEP, INFERENCE)}
-    spent: dict[str, float] = {}
-    rows = []
-    bench = Bench(case)
+    wholes = (STEP, INFERENCE) if inference else (STEP,)
+    peaks = {part: peak_memory(case, part) for part in wholes}
+    bench, rows = Bench(case), []
     with bench.autocast():
-        for part, run, base in bench.parts():
-            cost = measured(run, repeats, case.device)
-            spent[part] = cost[clock]
-            limit = cost["gflop"] / rates[0] + cost["gbyte"] / rates[1]
-            compared = {"ratio": spent[part] / spent[base], "share": limit / spent[part]}
-            rows.append({**asdict(case), "part": part, **cost, **compared, **peaks.get(part, {})})
+        chosen = [p for p in bench.parts() if inference or p[2] != INFERENCE_BASE]
+        parts, runs, bases = zip(*chosen, strict=True)
+        costs = dict(zip(parts, measured_together(runs, repeats, case.device), strict=True))
+    for (part, cost), base in zip(costs.items(), bases, strict=True):
+        limit = cost["gflop"] / rates[0] + cost["gbyte"] / rates[1]
+        compared = {"ratio": cost[clock] / costs[base][clock], "share": limit / cost[clock]}
+        rows.append({**asdict(case), "part": part, **cost, **compared, **peaks.get(part, {})})
     return rows
 
 
@@ -325,7 +338,9 @@ def main() -> None:
     rows = []
     for case in tqdm(cases, unit="case"):
         repeats = arguments.repeats if case in cases[:2] else 2
-        rows += measure(case, repeats, rates[case.bf16])
+        # Inference does not depend on what training is fed.
+        inference = case in cases[:2] or case.backbone != step.backbone
+        rows += measure(case, repeats, rates[case.bf16], inference=inference)
     table = pd.DataFrame(rows)
     official = official_ratios()
     published = table["part"].map(official).where(table["backbone"] == step.backbone)

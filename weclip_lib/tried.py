@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from weclip_lib import par
 from weclip_lib.backbone import run_block
-from weclip_lib.bench import Bench, Case, machine_name, measured
+from weclip_lib.bench import Bench, Case, machine_name, measured_together
 from weclip_lib.files import write_text
 from weclip_lib.results import RESULTS, render_pages, write_provenance
 
@@ -152,8 +152,10 @@ def main() -> None:
     for makes in (_frozen_part, _refinement, _trained_part):
         for part, done, run, tried, other in tqdm(list(makes(bench)), unit="pair"):
             other()  # compiles, where it does
-            seconds = [measured(way, arguments.repeats, "cpu")["cpu_s"] for way in (run, other)]
-            times = {"done_cpu_s": seconds[0], "tried_cpu_s": seconds[1]}
+            costs = measured_together([run, other], arguments.repeats, "cpu")
+            times = dict(
+                zip(("done_cpu_s", "tried_cpu_s"), (c["cpu_s"] for c in costs), strict=True)
+            )
             rows.append({"part": part, "done": done, "tried": tried, **times})
     table = pd.DataFrame(rows)
     table["tried_over_done"] = table["tried_cpu_s"] / table["done_cpu_s"]
