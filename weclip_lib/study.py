@@ -31,9 +31,7 @@ class Variant:
     shape: dict = field(default_factory=dict)  # fields of config.DecoderShape
     length: int = 1  # times the budget's steps
     backgrounds: int | None = None  # background prompts, the first ones; None: all
-    masks: float = (
-        0.0  # part of the pictures whose true masks teach, and no other; 0: pseudo labels
-    )
+    masks: float = 0.0  # part of the pictures that teach, by true masks; 0: all, by pseudo labels
 
 
 def checked_budget(setting: Profile, *, steps: int, seed_count: int, pictures: int) -> Budget:
