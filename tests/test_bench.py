@@ -55,6 +55,10 @@ def test_official_ratios_are_those_of_the_published_figures() -> None:
     assert ratios[INFERENCE] == pytest.approx(30.3 / 5.2)
 
 
+def test_profile_names_operations() -> None:
+    assert "aten::mm" in bench.step_profile(TINY)
+
+
 def test_refuses_a_gpu_that_is_not_there(monkeypatch) -> None:
     monkeypatch.setattr("sys.argv", ["bench", "--device", "cuda"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -42,6 +42,14 @@ def test_kernel_sums_and_batch() -> None:
     torch.testing.assert_close(both, alone)
 
 
+def test_groups_and_strips_change_nothing(monkeypatch) -> None:
+    images, maps = torch.rand(5, 3, 21, 7), torch.rand(5, 2, 21, 7)
+    whole = par.refine(images, maps)
+    monkeypatch.setattr(par, "CPU_PIXELS", 2 * 21 * 7)
+    monkeypatch.setattr(par, "CPU_STRIP", 8)
+    assert torch.equal(par.refine(images, maps), whole)
+
+
 def test_scale_of_the_image_does_not_matter() -> None:
     images, maps = torch.rand(1, 3, 11, 7), torch.rand(1, 2, 11, 7)
     torch.testing.assert_close(

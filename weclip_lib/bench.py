@@ -297,6 +297,17 @@ def measure(
     return rows
 
 
+def step_profile(case: Case) -> str:
+    """The operations of a step that take longest, by themselves."""
+    bench = Bench(case)
+    with bench.autocast():
+        bench.step()
+        with torch.profiler.profile() as profile:
+            bench.step()
+    key = "self_cpu_time_total" if case.device == "cpu" else "self_device_time_total"
+    return profile.key_averages().table(sort_by=key, row_limit=20, max_name_column_width=45)
+
+
 def official_ratios() -> dict[str, float]:
     """The official code's parts, as published.csv has them, in the same ratios as ours."""
     figures = pd.read_csv(RESULTS / "published.csv").set_index("result")["figure"]
@@ -326,11 +337,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5, help="of the published step; others: 2")
     parser.add_argument("--scaling", action="store_true", help="other batches, crops, classes, too")
+    parser.add_argument(
+        "--profile", action="store_true", help="only print where a step's time goes"
+    )
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: --device cuda, but PyTorch sees no GPU: leave --device out")
     torch.set_num_threads(arguments.threads)
     step = Case(device=arguments.device)
+    if arguments.profile:
+        tqdm.write(step_profile(step))
+        return
     cases = [step, replace(step, bf16=True)]
     if arguments.scaling:
         cases += [replace(case, device=arguments.device) for case in SCALING]

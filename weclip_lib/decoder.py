@@ -52,8 +52,8 @@ class Decoder(nn.Module):
     ) -> Float[Tensor, "batch patch dim"]:
         """Each level's linear layers, then the 1x1 convolution of all levels.
 
-        Nothing lies between a level's second linear layer and the convolution, so the two are
-        multiplied first: they meet 2 * dim rows instead of every patch.
+        Nothing lies between a level's second linear layer and the convolution, so their weights
+        are multiplied first, and every patch meets one product instead of two.
         """
         hidden = [
             project[:2](level) for project, level in zip(self.projections, tokens, strict=True)

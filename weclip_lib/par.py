@@ -14,7 +14,7 @@ from torch import Tensor
 DIRECTIONS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
 COLOUR_SCALE = 0.3  # w1: softens differences measured in local standard deviations
 POSITION_WEIGHT = 0.01  # w2: share of the kernel that looks at distance only
-CPU_PICTURES = 4  # that are refined at once: more do not fit into a cache, and take longer
+CPU_PIXELS = 4 * 320 * 320  # refined at once: more do not fit into a cache, and take longer
 CPU_STRIP = 64  # rows of which a kernel is made at once, so that intermediate results stay in cache
 
 
@@ -97,8 +97,9 @@ def refine(
         iterations: Published: 20.
         dilations: Distances of the neighbours, in pixels.
     """
-    if images.device.type == "cpu" and len(images) > CPU_PICTURES:
-        groups = zip(images.split(CPU_PICTURES), maps.split(CPU_PICTURES), strict=True)
+    together = max(1, CPU_PIXELS // maps[0, 0].numel())
+    if maps.device.type == "cpu" and len(maps) > together:
+        groups = zip(images.split(together), maps.split(together), strict=True)
         return torch.cat([refine(*g, iterations=iterations, dilations=dilations) for g in groups])
     size = maps.shape[-2:]
     if images.shape[-2:] != size:
