@@ -57,6 +57,7 @@ def build_optimizer(model: WeCLIP, budget: Budget) -> torch.optim.AdamW:
         lr=budget.learning_rate,
         betas=(0.9, 0.999),
         weight_decay=budget.weight_decay,
+        fused=True,
     )
 
 
