@@ -363,9 +363,9 @@ def main() -> None:
     published = table["part"].map(official).where(table["backbone"] == step.backbone)
     table.insert(table.columns.get_loc("ratio") + 1, "official_ratio", published)
     folder, name = RESULTS / "bench", machine_name(arguments.device)
-    write_text(folder / f"{name}.csv", table.round(3).to_csv(index=False, lineterminator="\n"))
     about = {"gflop_s": rates[False][0], "gflop_s_bf16": rates[True][0], "gbyte_s": rates[False][1]}
     write_provenance(folder, name, vars(arguments), rates=about)
+    write_text(folder / f"{name}.csv", table.round(3).to_csv(index=False, lineterminator="\n"))
     render_pages()
     about_case = list(asdict(step))
     for values, group in table.groupby(about_case, sort=False):

@@ -160,8 +160,8 @@ def main() -> None:
     table = pd.DataFrame(rows)
     table["tried_over_done"] = table["tried_cpu_s"] / table["done_cpu_s"]
     folder, name = RESULTS / "bench", f"{machine_name('cpu')}_tried"
-    write_text(folder / f"{name}.csv", table.round(4).to_csv(index=False, lineterminator="\n"))
     write_provenance(folder, name, vars(arguments))
+    write_text(folder / f"{name}.csv", table.round(4).to_csv(index=False, lineterminator="\n"))
     render_pages()
     tqdm.write(table.to_markdown(index=False, floatfmt=".3f"))
 
