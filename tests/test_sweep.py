@@ -43,7 +43,7 @@ def test_every_combination_is_a_job(tmp_path) -> None:
     [
         ("notebook: [", "is no YAML"),
         ("- 01_cam_generation", "has list: it takes `notebook` and `parameters`"),
-        (GOOD | {"parametres": {}}, "parametres: it takes `notebook`"),
+        (GOOD | {"params": {}}, "params: it takes `notebook`"),
         (GOOD | {"notebook": "01_cams"}, "no notebook '01_cams': choose of 00_minivoc"),
         (GOOD | {"parameters": {"picture": 3}}, "no parameter 'picture': it has seed"),
         (GOOD | {"parameters": {"pictures": ["a"]}}, "pictures of .* is 'a': give a int"),
