@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from weclip_lib.labels import IGNORE_INDEX, LabelSet
 
@@ -207,6 +208,8 @@ def growth(panels: Mapping[str, pd.DataFrame], *, ylabel: str) -> dict[str, floa
             )
         ticks = sorted(points["x"].unique())
         axis.set(xscale="log", yscale="log", xlabel=name)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
         axis.minorticks_off()
         axis.legend(fontsize=8)
