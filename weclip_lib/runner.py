@@ -37,7 +37,7 @@ COMPARISONS = (  # many decoders each
     "07_official_vs_intended",
 )
 BUDGETS = {  # of those, in the presets; length: long runs are then those of notebook 02
-    "run": {"steps": 40, "pictures": 100, "length": 1},
+    "run": {"steps": 20, "pictures": 60, "length": 1},
     "studies": {"steps": 200, "length": 2},
 }
 
