@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 DIRECTIONS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
+DILATIONS = (1, 2, 4, 8, 12, 24)  # distances of the neighbours, in pixels; official
 COLOUR_SCALE = 0.3  # w1: softens differences measured in local standard deviations
 POSITION_WEIGHT = 0.01  # w2: share of the kernel that looks at distance only
 CPU_PIXELS = 4 * 320 * 320  # refined at once: more do not fit into a cache, and take longer
@@ -78,13 +79,26 @@ def par_kernel(
     return kernel
 
 
+def smooth(
+    maps: Float[Tensor, "batch map height width"],
+    kernel: Float[Tensor, "batch neighbour height width"],
+    dilations: Sequence[int],
+) -> Float[Tensor, "batch map height width"]:
+    """One iteration: every pixel becomes the weighted sum of its neighbours."""
+    views = neighbours(pad_edges(maps, dilations), dilations)
+    total = torch.zeros_like(maps)
+    for weight, view in zip(kernel.split(1, 1), views, strict=True):
+        total.addcmul_(view, weight)
+    return total
+
+
 @torch.no_grad()
 def refine(
     images: Float[Tensor, "batch 3 image_h image_w"],
     maps: Float[Tensor, "batch map height width"],
     *,
     iterations: int = 20,
-    dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+    dilations: Sequence[int] = DILATIONS,
 ) -> Float[Tensor, "batch map height width"]:
     """Average every map over similar neighbours, `iterations` times.
 
@@ -106,9 +120,5 @@ def refine(
         images = F.interpolate(images, size, mode="bilinear", align_corners=True)
     kernel = par_kernel(images, dilations)
     for _ in range(iterations):
-        padded, maps = pad_edges(maps, dilations), torch.zeros_like(maps)
-        for weight, neighbour in zip(
-            kernel.split(1, 1), neighbours(padded, dilations), strict=True
-        ):
-            maps.addcmul_(neighbour, weight)
+        maps = smooth(maps, kernel, dilations)
     return maps

@@ -74,7 +74,7 @@ class Study:
             min_size=self.backbone.patch_size,
             limit=pictures,
         )
-        self._features: dict[str, FrozenDataset] = {}
+        self._features: dict[int | None, FrozenDataset] = {}
 
     def split(self, name: str) -> MaskedImages:
         """The pictures of a split with their masks; of train, those that are trained on."""
@@ -92,10 +92,9 @@ class Study:
 
     def features(self, variant: Variant) -> FrozenDataset:
         """Of the training pictures; variants with the same prompts share them."""
-        shared = replace(variant, method={}, shape={})
-        model = self.model(shared)
-        key = repr(variant.backgrounds)
+        key = variant.backgrounds
         if key not in self._features:
+            model = self.model(replace(variant, method={}, shape={}))
             self._features[key] = FrozenDataset(model, self.train, self.work / "cache")
         return self._features[key]
 

@@ -45,6 +45,7 @@ class Job:
 class Grid:
     """What a grid file asks for."""
 
+    file: Path
     notebook: Path
     jobs: tuple[Job, ...]
     folder: Path  # of all its runs
@@ -116,7 +117,7 @@ def read_grid(path: Path, out: Path | None = None) -> Grid:
     if twice:
         raise ValueError(f"{path}: {twice[0]} comes a second time: name every value once")
     folder = outside_results(out or ROOT / "runs" / "sweeps" / path.stem)
-    return Grid(notebook, tuple(jobs), folder)
+    return Grid(path, notebook, tuple(jobs), folder)
 
 
 def _check_writable(folder: Path) -> None:
@@ -132,11 +133,11 @@ def run_job(grid: Grid, name: str) -> None:
     run_notebook(grid.notebook, grid.folder / name, grid.job(name).parameters)
 
 
-def _start(path: Path, grid: Grid, job: Job, threads: int) -> subprocess.Popen:
+def _start(grid: Grid, job: Job, threads: int) -> subprocess.Popen:
     """A job as a process of its own session, writing its log."""
     folder = grid.folder / job.name
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "weclip_lib.sweep", "job", str(path), job.name]
+    command = [sys.executable, "-m", "weclip_lib.sweep", "job", str(grid.file), job.name]
     command += ["--out", str(grid.folder)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
@@ -145,7 +146,7 @@ def _start(path: Path, grid: Grid, job: Job, threads: int) -> subprocess.Popen:
         )
 
 
-def run_grid(path: Path, grid: Grid, processes: int) -> list[Job]:
+def run_grid(grid: Grid, processes: int) -> list[Job]:
     """Run all jobs that are not done, so many at a time; returns those that failed.
 
     When interrupted, every running job is ended, and none of them leaves anything half-written.
@@ -156,7 +157,7 @@ def run_grid(path: Path, grid: Grid, processes: int) -> list[Job]:
     failed = []
 
     def run(job: Job) -> bool:
-        running[job.name] = _start(path, grid, job, threads)
+        running[job.name] = _start(grid, job, threads)
         return running[job.name].wait() == 0
 
     with ThreadPoolExecutor(processes) as pool:
@@ -221,11 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chosen.action == "job":
             run_job(grid, chosen.name)
             return
-        failed = (
-            run_grid(chosen.grid.resolve(), grid, chosen.processes)
-            if chosen.action == "run"
-            else []
-        )
+        failed = run_grid(grid, chosen.processes) if chosen.action == "run" else []
         tqdm.write(f"wrote {collect(grid)}", file=sys.stderr)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

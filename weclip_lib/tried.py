@@ -19,7 +19,6 @@ from weclip_lib.bench import Bench, Case, machine_name, measured_together
 from weclip_lib.files import write_text
 from weclip_lib.results import RESULTS, render_pages, write_provenance
 
-DILATIONS = (1, 2, 4, 8, 12, 24)
 Pair = tuple[str, str, Callable[[], object], str, Callable[[], object]]
 
 
@@ -68,38 +67,31 @@ def _frozen_part(bench: Bench) -> Iterator[Pair]:
 def _refinement(bench: Bench) -> Iterator[Pair]:
     images = bench.images
     maps = torch.rand(len(images), 1 + bench.case.classes, *images.shape[-2:])
-    kernel = par.par_kernel(images, DILATIONS)
+    kernel = par.par_kernel(images, par.DILATIONS)
 
     def whole() -> None:
         with mock.patch.object(par, "CPU_STRIP", images.shape[-2]):
-            par.par_kernel(images, DILATIONS)
+            par.par_kernel(images, par.DILATIONS)
 
     yield (
         "PAR, kernel",
         "strips of rows",
-        lambda: par.par_kernel(images, DILATIONS),
+        lambda: par.par_kernel(images, par.DILATIONS),
         "all rows at once",
         whole,
     )
 
-    def added(padded: Tensor, kernel: Tensor) -> Tensor:
-        total = torch.zeros_like(maps)
-        for weight, view in zip(kernel.split(1, 1), par.neighbours(padded, DILATIONS), strict=True):
-            total.addcmul_(view, weight)
-        return total
-
     def fused(padded: Tensor, kernel: Tensor) -> Tensor:
-        views = par.neighbours(padded, DILATIONS)
+        views = par.neighbours(padded, par.DILATIONS)
         return sum(view * weight for weight, view in zip(kernel.split(1, 1), views, strict=True))
 
     compiled = torch.compile(fused, dynamic=False)
-    padded = par.pad_edges(maps, DILATIONS)
     yield (
         "PAR, one iteration",
         "sums in place",
-        lambda: added(padded, kernel),
+        lambda: par.smooth(maps, kernel, par.DILATIONS),
         "torch.compile",
-        lambda: compiled(padded, kernel),
+        lambda: compiled(par.pad_edges(maps, par.DILATIONS), kernel),
     )
 
 
