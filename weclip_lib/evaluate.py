@@ -25,6 +25,7 @@ def predict(
     images: Float[Tensor, "batch 3 height width"],
     *,
     scales: Sequence[float] = (1.0, 0.75),
+    flip: bool = True,
 ) -> list[tuple[Logits, Logits]]:
     """Logits of each decoder: single scale, and averaged over scales and flips.
 
@@ -35,6 +36,7 @@ def predict(
     Args:
         images: Normalised; any size from one patch up.
         scales: The first is the single scale, and has to be 1.
+        flip: Whether mirror images are looked at, too.
     """
     single: list[Logits] = []
     scaled: list[list[Logits]] = [[] for _ in decoders]
@@ -44,13 +46,14 @@ def predict(
             resized = F.interpolate(
                 images, scale_factor=scale, mode="bilinear", align_corners=False
             )
-        features = backbone.encode_image(torch.cat([resized, resized.flip(-1)]), maps=0)
+        shown = torch.cat([resized, resized.flip(-1)]) if flip else resized
+        features = backbone.encode_image(shown, maps=0)
         patches = features.tokens[:, :, 1:]
         for number, decoder in enumerate(decoders):
-            plain, flipped = decoder(patches, features.grid)[0].chunk(2)
+            plain, *mirrored = decoder(patches, features.grid)[0].split(len(images))
             if len(single) < len(decoders):
                 single.append(plain)
-            mean = (plain + flipped.flip(-1)) / 2
+            mean = torch.stack([plain, *(logits.flip(-1) for logits in mirrored)]).mean(0)
             size = single[number].shape[-2:]
             scaled[number].append(
                 F.interpolate(mean, size=size, mode="bilinear", align_corners=False)
@@ -60,7 +63,7 @@ def predict(
 
 def label_map(logits: Logits, size: tuple[int, int]) -> Integer[Tensor, "batch height width"]:
     """Class ids at `size` pixels: enlarge the logits bilinearly, then take the best class."""
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).max(dim=1).indices
 
 
 def score_decoders(
@@ -69,6 +72,7 @@ def score_decoders(
     dataset: MaskedImages,
     *,
     scales: Sequence[float] = (1.0, 0.75),
+    flip: bool = True,
     batch: int = 8,
 ) -> dict[Key, tuple[Integer[Tensor, "cls cls"], Integer[Tensor, "cls cls"]]]:
     """Confusion matrices of each decoder: (single scale, multi-scale with flip).
@@ -85,7 +89,7 @@ def score_decoders(
     ):
         images = normalise([dataset.image(row) for row in rows], backbone.statistics)
         masks = [torch.from_numpy(dataset.mask(row)) for row in rows]
-        outputs = predict(backbone, list(decoders.values()), images, scales=scales)
+        outputs = predict(backbone, list(decoders.values()), images, scales=scales, flip=flip)
         for name, pair in zip(decoders, outputs, strict=True):
             for kind, logits in enumerate(pair):
                 for position, mask in enumerate(masks):
