@@ -13,6 +13,7 @@ from weclip_lib.checkpoint import load_weights, save_weights
 from weclip_lib.config import PROFILES
 from weclip_lib.datasets import LabelledImages, normalise
 from weclip_lib.decoder import Decoder
+from weclip_lib.evaluate import label_map, predict
 from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.minivoc import write_voc
 from weclip_lib.model import WeCLIP
@@ -197,6 +198,24 @@ def test_infinite_loss_stops(backbone, features, static) -> None:
     budget = replace(SMOKE.budget, learning_rate=1e30, steps=6)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         train_decoder(build(backbone), features, static.label, budget, seed=0)
+
+
+def test_prediction_looks_at_mirror_images_only_if_told(backbone) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(width=backbone.width, class_count=5, block_count=11, dim=32, layers=1).eval()
+    images = torch.randn(2, 3, 56, 40)
+    ((plain, same),) = predict(backbone, [decoder], images, scales=(1.0,), flip=False)
+    torch.testing.assert_close(same, plain, rtol=0, atol=0)
+    ((_, mirrored),) = predict(backbone, [decoder], images.flip(-1), scales=(1.0,), flip=False)
+    ((single, mean),) = predict(backbone, [decoder], images, scales=(1.0,))
+    torch.testing.assert_close(single, plain)
+    torch.testing.assert_close(mean, (plain + mirrored.flip(-1)) / 2)
+    assert (mean - plain).abs().max() > 0.001
+
+
+def test_of_equal_classes_the_first_is_taken() -> None:
+    logits = torch.tensor([1.0, 2.0, 2.0, 0.0])[None, :, None, None].expand(1, 4, 3, 5)
+    assert (label_map(logits, (7, 11)) == 1).all()
 
 
 def test_decoder_size_is_the_published_one() -> None:
