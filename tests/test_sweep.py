@@ -102,7 +102,14 @@ def test_failures_are_apart_and_a_sweep_resumes(tmp_path, capsys) -> None:
 def test_interrupted_leaves_nothing_half_written(tmp_path) -> None:
     path, out = written(tmp_path, GOOD), tmp_path / "out"
     command = [sys.executable, "-m", "weclip_lib.sweep", "run", str(path), "--out", str(out)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+
+    def listen() -> None:
+        """A shell's background jobs, and so the tests in them, begin with SIGINT ignored."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=listen
+    ) as process:
         until = time.monotonic() + 60
         while not list(out.glob("*/.partial")) and time.monotonic() < until:
             time.sleep(0.1)
