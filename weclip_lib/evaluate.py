@@ -75,7 +75,7 @@ def score_decoders(
     flip: bool = True,
     batch: int = 8,
 ) -> dict[Key, tuple[Integer[Tensor, "cls cls"], Integer[Tensor, "cls cls"]]]:
-    """Confusion matrices of each decoder: (single scale, multi-scale with flip).
+    """Confusion matrices of each decoder: (single scale, averaged over scales and flips).
 
     Pictures of one batch have to be of one size; use `batch=1` where sizes differ.
     """
