@@ -26,8 +26,9 @@ setup: .venv/installed  ## install into .venv; UV_TORCH_BACKEND=cpu saves 4 GB o
 run: setup  ## every notebook, one seed, short budget, into runs/mini (NB=02 PROFILE=smoke narrow it)
 	$(RUN) run --profile $(PROFILE) --notebook "$(NB)"
 
-studies: setup  ## every notebook, three seeds, full budget, into runs/studies
-	$(RUN) studies --notebook "$(NB)"
+studies: PROCESSES = 2
+studies: setup  ## every notebook, three seeds, full budget, PROCESSES at a time, into runs/studies
+	$(RUN) studies --notebook "$(NB)" --processes $(PROCESSES)
 
 publish: setup  ## copy a complete `make studies` into results/ and render the tables
 	$(BIN)/python -m weclip_lib.results --source runs/studies

@@ -33,8 +33,9 @@ ALLOWED = {
     "plotting": LEAVES,
     "bench": LEAVES | {"backbone", "cam", "evaluate", "model", "results", "train"},
     "tried": LEAVES | {"backbone", "bench", "par", "results"},
-    "runner": LEAVES | {"repro", "results"},
-    "sweep": LEAVES | {"repro", "results", "runner"},
+    "processes": {"repro"},
+    "runner": LEAVES | {"processes", "repro", "results"},
+    "sweep": LEAVES | {"processes", "repro", "results", "runner"},
 }
 ONLY = {"matplotlib": {"plotting"}, "papermill": {"runner"}, "ipywidgets": {"explore"}}
 

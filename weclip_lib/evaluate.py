@@ -36,7 +36,8 @@ def predict(
     Args:
         images: Normalised; any size from one patch up.
         scales: The first is the single scale, and has to be 1.
-        flip: Whether mirror images are looked at, too.
+        flip: Whether mirror images are looked at, too. Without, and at one scale, both logits of a
+            decoder are one tensor.
     """
     single: list[Logits] = []
     scaled: list[list[Logits]] = [[] for _ in decoders]
@@ -58,6 +59,8 @@ def predict(
             scaled[number].append(
                 F.interpolate(mean, size=size, mode="bilinear", align_corners=False)
             )
+    if len(scales) == 1 and not flip:
+        return [(one, one) for one in single]
     return [(one, torch.stack(all_).mean(0)) for one, all_ in zip(single, scaled, strict=True)]
 
 
@@ -83,6 +86,12 @@ def score_decoders(
     for decoder in decoders.values():
         decoder.eval()
     count = dataset.labels.class_count
+
+    def table(logits: Logits, masks: list[Tensor]) -> Integer[Tensor, "cls cls"]:
+        rows = zip(logits.split(1), masks, strict=True)
+        found = [confusion_matrix(label_map(x, tuple(m.shape))[0], m, count) for x, m in rows]
+        return torch.stack(found).sum(0)
+
     totals = {name: torch.zeros(2, count, count, dtype=torch.long) for name in decoders}
     for rows in tqdm(
         list(batches(range(len(dataset)), batch)), desc=f"scoring {dataset.split}", unit="batch"
@@ -90,11 +99,10 @@ def score_decoders(
         images = normalise([dataset.image(row) for row in rows], backbone.statistics)
         masks = [torch.from_numpy(dataset.mask(row)) for row in rows]
         outputs = predict(backbone, list(decoders.values()), images, scales=scales, flip=flip)
-        for name, pair in zip(decoders, outputs, strict=True):
-            for kind, logits in enumerate(pair):
-                for position, mask in enumerate(masks):
-                    found = label_map(logits[position : position + 1], tuple(mask.shape))[0]
-                    totals[name][kind] += confusion_matrix(found, mask, count)
+        for name, (single, mean) in zip(decoders, outputs, strict=True):
+            tables = [table(single, masks)]
+            tables.append(tables[0] if mean is single else table(mean, masks))
+            totals[name] += torch.stack(tables)
     for name, decoder in decoders.items():
         decoder.train(modes[name])
     return {name: (total[0], total[1]) for name, total in totals.items()}

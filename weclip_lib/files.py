@@ -1,6 +1,7 @@
 """Files and folders that appear under their name only when they are whole, and are made once."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,20 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file, whole."""
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder, and write a file without a name into it.
+
+    Raises:
+        ValueError: If that cannot be done.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror}: choose another") from error
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def select_attention(
         raise ValueError(f"unknown rule {rule!r}: choose 'absolute' or 'signed'")
     difference = decoder_affinity - attentions
     if rule == "absolute":
-        difference = difference.abs()
+        difference = difference.abs_()
     total = difference.sum(dim=(-2, -1))
     return total <= total.mean(dim=0)
 

@@ -21,9 +21,10 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from weclip_lib.config import get_profile
-from weclip_lib.files import write_text
+from weclip_lib.files import check_writable, write_text
+from weclip_lib.processes import Command, run_commands
 from weclip_lib.repro import ROOT, library_hash, tree_hash
-from weclip_lib.results import outside_results
+from weclip_lib.results import RESULTS, outside_results
 
 NOTEBOOKS = ROOT / "notebooks"
 PRESETS = {
@@ -36,6 +37,7 @@ COMPARISONS = (  # many decoders each
     "05_fully_supervised",
     "07_official_vs_intended",
 )
+READ_BENCH = ("06_training_cost",)  # what `make bench` wrote
 BUDGETS = {  # of those, in the presets; length: long runs are then those of notebook 02
     "run": {"steps": 20, "pictures": 60, "length": 1},
     "studies": {"steps": 200, "length": 2},
@@ -80,7 +82,8 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
 
 def run_key(notebook: Path, parameters: dict) -> str:
     """Hash of all that the outputs depend on."""
-    sources = tree_hash(notebook, ROOT / "constraints.txt")
+    measured = sorted(RESULTS.glob("bench/*.csv")) if notebook.stem in READ_BENCH else ()
+    sources = tree_hash(notebook, ROOT / "constraints.txt", *measured)
     about = json.dumps([sources, library_hash(), parameters], sort_keys=True)
     return sha256(about.encode()).hexdigest()
 
@@ -159,6 +162,31 @@ def run_notebook(notebook: Path, folder: Path, parameters: dict) -> bool:
     return True
 
 
+def _run_apart(arguments: argparse.Namespace, folder: Path, notebooks: list[Path]) -> None:
+    """Run the notebooks as processes of their own, so many at a time."""
+    given = ["--out", str(folder)]
+    if arguments.profile:
+        given += ["--profile", arguments.profile]
+    for pair in arguments.p:
+        given += ["-p", *pair]
+    commands = [
+        Command(
+            notebook.stem,
+            ("weclip_lib.runner", arguments.preset, "--notebook", notebook.stem, *given),
+            folder / ".runner" / f"{notebook.stem}.log",
+        )
+        for notebook in notebooks
+    ]
+    try:
+        failed = run_commands(commands, arguments.processes)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: start it again, and what has finished is kept") from None
+    if failed:
+        raise SystemExit(f"error: {', '.join(failed)} failed; see the logs")
+
+
 def main() -> None:
     """Run all notebooks of a preset, or one."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -166,6 +194,7 @@ def main() -> None:
     parser.add_argument("--notebook", default="", help="run only those whose name starts so: 02")
     parser.add_argument("--profile", help="instead of the preset's")
     parser.add_argument("--out", type=Path, help="folder; default runs/<profile or preset>")
+    parser.add_argument("--processes", type=int, default=1, help="notebooks at a time")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     arguments = parser.parse_args()
     preset, shorter = dict(PRESETS[arguments.preset]), BUDGETS[arguments.preset]
@@ -187,11 +216,17 @@ def main() -> None:
             chosen = {k: v for k, v in budget.items() if k in declared} | given
             check_parameters(notebook, chosen)
             jobs.append((notebook, chosen))
+        check_writable(folder)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
+    if arguments.processes != 1:
+        _run_apart(arguments, folder, notebooks)
+        return
     for notebook, chosen in tqdm(jobs, desc="notebooks", unit="notebook"):
         try:
             ran = run_notebook(notebook, folder, chosen)
+        except OSError as error:
+            raise SystemExit(f"error: {notebook.name}: {error}") from error
         except PapermillExecutionError as error:
             where = folder / ".partial" / notebook.stem / "notebooks" / notebook.name
             raise SystemExit(f"error: {notebook.name} failed, see {where}\n{error}") from error

@@ -8,12 +8,8 @@ repeated. The same jobs can be run by a workflow engine: `list`, `job` and `coll
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import product
@@ -23,7 +19,8 @@ import pandas as pd
 import yaml
 from tqdm import tqdm
 
-from weclip_lib.files import whole, write_text
+from weclip_lib.files import check_writable, whole
+from weclip_lib.processes import Command, run_commands
 from weclip_lib.repro import ROOT
 from weclip_lib.results import outside_results
 from weclip_lib.runner import NOTEBOOKS, check_parameters, is_done, run_key, run_notebook
@@ -120,65 +117,27 @@ def read_grid(path: Path, out: Path | None = None) -> Grid:
     return Grid(path, notebook, tuple(jobs), folder)
 
 
-def _check_writable(folder: Path) -> None:
-    try:
-        write_text(folder / ".writable", "")
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror}: choose --out") from error
-
-
 def run_job(grid: Grid, name: str) -> None:
     """Run one job here, unless it is done."""
     run_notebook(grid.notebook, grid.folder / name, grid.job(name).parameters)
 
 
-def _start(grid: Grid, job: Job, threads: int) -> subprocess.Popen:
-    """A job as a process of its own session, writing its log."""
-    folder = grid.folder / job.name
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "weclip_lib.sweep", "job", str(grid.file), job.name]
-    command += ["--out", str(grid.folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        return subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-
-
-def run_grid(grid: Grid, processes: int) -> list[Job]:
-    """Run all jobs that are not done, so many at a time; returns those that failed.
+def run_grid(grid: Grid, processes: int) -> list[str]:
+    """Run all jobs that are not done, so many at a time; returns the names of those that failed.
 
     When interrupted, every running job is ended, and none of them leaves anything half-written.
     """
-    waiting = [job for job in grid.jobs if not grid.done(job)]
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    running: dict[str, subprocess.Popen] = {}
-    failed = []
-
-    def run(job: Job) -> bool:
-        running[job.name] = _start(grid, job, threads)
-        return running[job.name].wait() == 0
-
-    with ThreadPoolExecutor(processes) as pool:
-        futures = {pool.submit(run, job): job for job in waiting}
-        bar = tqdm(total=len(grid.jobs), initial=len(grid.jobs) - len(waiting), unit="run")
-        try:
-            for future in as_completed(futures):
-                job = futures[future]
-                if not future.result():
-                    failed.append(job)
-                    tqdm.write(f"{job.name}: failed, see {grid.folder / job.name / 'log.txt'}")
-                bar.update()
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in running.values():
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGTERM)
-            raise
-        finally:
-            bar.close()
-    return failed
+    place = ("--out", str(grid.folder))
+    waiting = [
+        Command(
+            job.name,
+            ("weclip_lib.sweep", "job", str(grid.file), job.name, *place),
+            grid.folder / job.name / "log.txt",
+        )
+        for job in grid.jobs
+        if not grid.done(job)
+    ]
+    return run_commands(waiting, processes, finished=len(grid.jobs) - len(waiting))
 
 
 def collect(grid: Grid) -> Path:
@@ -212,13 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")
     chosen = parser.parse_args(arguments)
     try:
-        if chosen.processes < 1:
-            raise ValueError(f"--processes is {chosen.processes}: give 1 or more")
         grid = read_grid(chosen.grid.resolve(), chosen.out)
         if chosen.action == "list":
             sys.stdout.write("".join(f"{job.name}\n" for job in grid.jobs))
             return
-        _check_writable(grid.folder)
+        check_writable(grid.folder)
         if chosen.action == "job":
             run_job(grid, chosen.name)
             return
