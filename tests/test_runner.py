@@ -71,6 +71,8 @@ def test_bad_parameters_are_refused_before_anything_runs(
         (["run", "--notebook", "99"], "no notebook starts with '99'"),
         (["run", "-p", "sede", "1"], "no parameter 'sede'"),
         (["run", "--out", "results/mini"], "only `make publish` writes there"),
+        (["run", "--out", f"{__file__}/out"], "out cannot be written"),
+        (["run", "--processes", "0"], "0 processes: give 1 or more"),
     ],
 )
 def test_command_line_errors(monkeypatch, arguments, message) -> None:
@@ -78,6 +80,24 @@ def test_command_line_errors(monkeypatch, arguments, message) -> None:
     with pytest.raises(SystemExit) as error:
         runner.main()
     assert message in str(error.value)
+
+
+@pytest.mark.notebook
+def test_as_processes_failures_name_their_log(tmp_path, monkeypatch, capsys) -> None:
+    bad = tmp_path / "bad"
+    (bad / "mine").mkdir(parents=True)
+    given = ["run", "--profile", "smoke", "--notebook", "01", "--processes", "2"]
+    given += ["--out", str(tmp_path / "out"), "-p", "pictures", "3", "-p", "data_dir"]
+    monkeypatch.setattr("sys.argv", ["runner", *given, str(bad)])
+    with pytest.raises(SystemExit, match="01_cam_generation failed"):
+        runner.main()
+    log = tmp_path / "out" / ".runner" / "01_cam_generation.log"
+    assert f"01_cam_generation: failed, see {log}" in capsys.readouterr().out
+    assert "holds something else" in log.read_text()
+    assert not (tmp_path / "out" / "01_cam_generation.csv").exists()
+    monkeypatch.setattr("sys.argv", ["runner", *given, str(tmp_path / "good")])
+    runner.main()
+    assert (tmp_path / "out" / "01_cam_generation.csv").exists()
 
 
 def test_notebook_without_parameters_is_refused(tmp_path) -> None:
