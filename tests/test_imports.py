@@ -7,7 +7,7 @@ import pytest
 from weclip_lib.repro import ROOT
 
 LEAVES = {"labels", "config", "files"}
-MATHS = {"affinity", "par", "losses", "metrics"}
+MATHS = {"affinity", "par", "losses", "metrics", "crf"}
 ALLOWED = {
     "labels": set(),
     "config": {"labels"},

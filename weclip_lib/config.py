@@ -136,6 +136,18 @@ OFFICIAL = Method(**OFFICIAL_SWITCHES)
 
 
 @dataclass(frozen=True)
+class CRF:
+    """Post-processing of probabilities along a picture's edges; defaults are the published ones."""
+
+    iterations: int = 10  # official
+    gaussian_xy: float = 3.0  # standard deviation of nearness, in pixels; official
+    gaussian_weight: float = 3.0  # official
+    bilateral_xy: float = 64.0  # of nearness and likeness together, in pixels; official
+    bilateral_rgb: float = 5.0  # in steps of 0 to 255; official
+    bilateral_weight: float = 4.0  # official
+
+
+@dataclass(frozen=True)
 class DecoderShape:
     """Size of the trained part; defaults are the published ones (5,985,045 parameters on VOC)."""
 
