@@ -8,7 +8,7 @@ GRID ?= workflow/grids/seeds.yml
 PROCESSES ?= 1
 RUN := $(BIN)/python -m weclip_lib.runner
 
-.PHONY: help setup run test lint lab studies publish sweep bench pretrain clean
+.PHONY: help setup run test lint lab studies publish sweep bench data pretrain clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ lab: setup  ## JupyterLab on the notebooks
 bench: setup  ## what each part of a step costs on this machine, into results/bench
 	$(BIN)/python -m weclip_lib.bench --scaling
 	$(BIN)/python -m weclip_lib.tried
+
+data: setup  ## fetch and check a data set: DATASET=voc, sbd (adds train_aug to voc) or coco
+	$(BIN)/python -m weclip_lib.download $(DATASET)
 
 pretrain: setup  ## train MiniCLIP anew (more than two hours on two cores); resumes
 	$(BIN)/python -m weclip_lib.pretrain

@@ -79,7 +79,7 @@ def spoil_header(folder):
 
 def spoil_mode(folder):
     path = folder / "JPEGImages/train_00001.jpg"
-    Image.open(path).convert("L").save(path)
+    Image.open(path).convert("CMYK").save(path)
 
 
 def spoil_bytes(folder):
@@ -104,7 +104,7 @@ def spoil_size(folder):
         (spoil_file, "train_00009.jpg is not there"),
         (spoil_twice, "'train_00001' comes a second time"),
         (spoil_header, "it must be name,labels"),
-        (spoil_mode, "train_00001.jpg is a picture of mode L: convert it to RGB"),
+        (spoil_mode, "train_00001.jpg is a picture of mode CMYK (JPEG): convert it to RGB"),
         (spoil_bytes, "train_00001.jpg cannot be read"),
         (spoil_text, "train_00001.jpg cannot be read"),
         (spoil_size, "160x7 pixels, smaller than one patch of 8"),

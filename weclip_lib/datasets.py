@@ -1,139 +1,90 @@
-"""Images with image-level labels, in VOC layout; masks only for evaluation and full supervision.
+"""Images with image-level labels; masks only for evaluation and full supervision.
 
 `LabelledImages` cannot open a mask: the weakly supervised trainer is given one of these.
 `MaskedImages` adds masks.
 """
 
-import csv
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from weclip_lib.config import Profile
-from weclip_lib.labels import IGNORE_INDEX, LabelSet
+from weclip_lib.labels import LabelSet
+from weclip_lib.layouts import data_root, is_own, read_listing
 from weclip_lib.minivoc import SPLIT_SEEDS, write_voc
+from weclip_lib.pictures import picture_problem, read_image, read_mask
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode an RGB picture.
-
-    Raises:
-        ValueError: If the file cannot be decoded or is not RGB.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode != "RGB":
-                raise ValueError(
-                    f"{path} is a picture of mode {image.mode}: convert it to RGB, "
-                    "for example with Image.open(path).convert('RGB').save(path)"
-                )
-            return np.array(image)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): replace or remove it") from error
-
-
-def read_labels(path: Path, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Read `name,labels` rows; labels are separated by `;` and may be empty.
-
-    Raises:
-        ValueError: If the header is not that, a name comes twice, or a class does not exist.
-    """
-    if not path.exists():
-        raise ValueError(f"{path} is missing: write one row `name,labels` for each picture")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != ["name", "labels"]:
-            raise ValueError(f"{path} has the header {reader.fieldnames}: it must be name,labels")
-        labels: dict[str, tuple[str, ...]] = {}
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if row["labels"] is None:
-                raise ValueError(f"{where}: no comma; write `name,` for a picture of no class")
-            tags = tuple(tag.strip() for tag in row["labels"].split(";") if tag.strip())
-            unknown = [tag for tag in tags if tag not in classes]
-            if unknown:
-                raise ValueError(
-                    f"{where}: class {unknown[0]!r} does not exist: use {', '.join(classes)}"
-                )
-            if row["name"] in labels:
-                raise ValueError(f"{where}: {row['name']!r} comes a second time")
-            labels[row["name"]] = tags
-    return labels
-
-
 class LabelledImages:
-    """A split of a folder in VOC layout: JPEGImages, ImageSets/Segmentation, labels.csv.
+    """The pictures of a split with their image-level labels; layouts.py says where they lie.
 
-    Everything is checked when it is made, before any long work.
+    Lists, and the header and end of every picture, are checked when it is made, before any long
+    work.
 
     Args:
         folder: Of the data set.
-        split: Name of the list in ImageSets/Segmentation.
+        split: Its name.
         labels: Class names.
         min_size: Smallest side a picture may have, in pixels: one patch.
         limit: Only the first so many pictures; 0: all.
+        skip_broken: Leave out pictures that are not as they should be, and keep what is wrong
+            with them in `broken`.
 
     Raises:
         ValueError: Naming the first thing that is missing, unreadable, not RGB or too small.
     """
 
     def __init__(
-        self, folder: Path, split: str, labels: LabelSet, *, min_size: int = 1, limit: int = 0
+        self,
+        folder: Path,
+        split: str,
+        labels: LabelSet,
+        *,
+        min_size: int = 1,
+        limit: int = 0,
+        skip_broken: bool = False,
     ) -> None:
         self.folder, self.split, self.labels = folder, split, labels
-        listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
-        if not listing.exists():
-            found = sorted(path.stem for path in listing.parent.glob("*.txt"))
-            raise ValueError(f"{listing} is missing: splits here are {', '.join(found) or 'none'}")
-        self.names = listing.read_text().split()[: limit or None]
-        tags = read_labels(folder / "labels.csv", labels.classes)
-        table = torch.zeros(len(self.names), len(labels.classes))
-        for row, name in enumerate(self.names):
-            if name not in tags:
-                raise ValueError(f"{folder / 'labels.csv'} has no row for {name!r}: add `{name},…`")
-            table[row, [labels.classes.index(tag) for tag in tags[name]]] = 1
-        absent = sorted(set(tags) - {path.stem for path in (folder / "JPEGImages").iterdir()})
-        if absent:
-            raise ValueError(
-                f"labels.csv names {absent[0]!r} but {folder}/JPEGImages/{absent[0]}.jpg "
-                f"is not there ({len(absent)} such rows): add the pictures or remove the rows"
-            )
-        self.image_labels: Float[Tensor, "image fg"] = table
+        listing = read_listing(folder, split, labels.classes)
+        rows = range(len(listing.names))[: limit or None]
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda name: self._check(name, min_size), self.names))
-
-    def _check(self, name: str, min_size: int) -> None:
-        height, width, _ = read_image(self._image_path(name)).shape
-        if min(height, width) < min_size:
-            raise ValueError(
-                f"{self._image_path(name)} is {width}x{height} pixels, smaller than one patch "
-                f"of {min_size}: enlarge or remove it"
-            )
-
-    def _image_path(self, name: str) -> Path:
-        return self.folder / "JPEGImages" / f"{name}.jpg"
+            paths = [listing.images[row] for row in rows]
+            problems = list(pool.map(partial(picture_problem, min_size=min_size), paths))
+        self.broken = [problem for problem in problems if problem]
+        if self.broken and not skip_broken:
+            more = f" (and {len(self.broken) - 1} more)" if len(self.broken) > 1 else ""
+            raise ValueError(f"{self.broken[0]}{more}")
+        kept = [row for row, problem in zip(rows, problems, strict=True) if not problem]
+        self.names = [listing.names[row] for row in kept]
+        self.images = [listing.images[row] for row in kept]
+        self._masks = [listing.masks[row] for row in kept]
+        columns = {name: column for column, name in enumerate(labels.classes)}
+        table = torch.zeros(len(kept), len(columns))
+        for position, row in enumerate(kept):
+            table[position, [columns[tag] for tag in listing.tags[row]]] = 1
+        self.image_labels: Float[Tensor, "image fg"] = table
 
     def __len__(self) -> int:
         return len(self.names)
 
     def image(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         """Decode picture `index`."""
-        return read_image(self._image_path(self.names[index]))
+        return read_image(self.images[index])
 
     def digest(self) -> str:
         """Hash of names, labels and picture files: changes when any of them does."""
         total = sha256(repr((self.names, self.image_labels.tolist())).encode())
-        for name in self.names:
-            total.update(self._image_path(name).read_bytes())
+        for path in self.images:
+            total.update(path.read_bytes())
         return total.hexdigest()
 
 
@@ -146,15 +97,7 @@ class MaskedImages(LabelledImages):
         Raises:
             ValueError: If the mask is missing, or holds an id of no class.
         """
-        path = self.folder / "SegmentationClass" / f"{self.names[index]}.png"
-        if not path.exists():
-            raise ValueError(f"{path} is missing: scores and full supervision need every mask")
-        with Image.open(path) as image:
-            mask = np.array(image)
-        wrong = (mask >= self.labels.class_count) & (mask != IGNORE_INDEX)
-        if wrong.any():
-            raise ValueError(f"{path} holds class id {mask[wrong][0]}: there is no such class")
-        return mask
+        return read_mask(self._masks[index], self.labels.class_count)
 
 
 def normalise(
@@ -185,8 +128,8 @@ def data_folder(profile: Profile, data_dir: str = "") -> Path:
     if any(profile.drawn):
         folder = Path(data_dir) if data_dir else DATA / f"minivoc-{profile.name}"
         return write_voc(folder, dict(zip(SPLIT_SEEDS, profile.drawn, strict=True)))
-    folder = Path(data_dir) if data_dir else DATA / profile.name
-    if not (folder / "JPEGImages").is_dir():
+    folder = data_root(Path(data_dir) if data_dir else DATA / profile.name)
+    if not (is_own(folder) or (folder / "ImageSets").is_dir()):
         raise ValueError(
             f"no {profile.labels.name} at {folder}: see data/README.md, and pass data_dir"
         )

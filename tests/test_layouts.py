@@ -1,0 +1,127 @@
+"""One's own folder of pictures and tags: what is read, and what is said about mistakes."""
+
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from weclip_lib.datasets import LabelledImages, MaskedImages
+from weclip_lib.labels import LabelSet
+from weclip_lib.layouts import own_labels, read_listing, splits_of
+from weclip_lib.pictures import write_mask
+
+ROWS = "a.jpg,cat;red car\nb/b.png,\nc.jpg,cat\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.jpg", "b/b.png", "c.jpg"):
+        path = tmp_path / "own" / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 9), (50, 90, 200)).save(path)
+    own = tmp_path / "own"
+    (own / "labels.csv").write_text(f"file,tags\n{ROWS}")
+    (own / "masks").mkdir()
+    write_mask(own / "masks" / "c.png", np.eye(9, 12, dtype=np.uint8))
+    return own
+
+
+def test_classes_and_prompts(folder) -> None:
+    found = own_labels(folder)
+    assert found.name == "own" and found.classes == ("cat", "red car") and not found.prompts
+    assert "grass" in found.backgrounds
+    (folder / "classes.csv").write_text("class,prompt\nred car,a red automobile\ncat,\nboat,\n")
+    (folder / "backgrounds.txt").write_text("sky\nboat\n\n")
+    found = own_labels(folder)
+    assert found.classes == ("red car", "cat", "boat") and found.backgrounds == ("sky",)
+    assert found.class_prompts == ("a red automobile", "cat", "boat")
+
+
+def test_splits(folder) -> None:
+    labels = own_labels(folder)
+    train = LabelledImages(folder, "train", labels)
+    assert train.names == ["a", "b/b", "c"] and splits_of(folder) == ["train", "masked"]
+    assert train.image_labels.tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert train.image(1).shape == (9, 12, 3)
+    masked = MaskedImages(folder, "masked", labels)
+    assert masked.names == ["c"] and masked.mask(0).sum() == 9
+    (folder / "labels.csv").write_text("file,tags,split\na.jpg,cat,val\nb/b.png,,\n")
+    assert LabelledImages(folder, "val", own_labels(folder)).names == ["a"]
+    assert LabelledImages(folder, "train", own_labels(folder)).names == ["b/b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"file,tags\n{ROWS}a.jpg,cat\n", "line 5: 'a.jpg' comes a second time"),
+        (f"file,tags\n{ROWS}d.jpg,cat\n", "d.jpg is not there (1 such rows)"),
+        ("file,tags\na.jpg,dog\n", "line 2: class 'dog' does not exist: use cat, red car"),
+        (
+            ROWS,
+            "has the header ['a.jpg', 'cat;red car']: it must be file,tags (and may have split)",
+        ),
+        ("file,tags\na.jpg\n", "line 2: no comma; write `a.jpg,` where there is nothing"),
+        ("file,tags\na.jpg,cat,red car\n", "line 2: more fields than the header"),
+        ("", "has the header []"),
+        ("file,tags\na.jpg,katze ä\n".encode("latin-1"), "is not in UTF-8 (invalid"),
+    ],
+)
+def test_mistakes_in_the_table(folder, text, message) -> None:
+    content = text if isinstance(text, bytes) else text.encode()
+    (folder / "labels.csv").write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        LabelledImages(folder, "train", LabelSet("own", ("cat", "red car"), ()))
+    assert message in str(error.value)
+
+
+def test_all_mistakes_can_be_collected(folder) -> None:
+    (folder / "labels.csv").write_text("file,tags\na.jpg,dog;cow\nc.jpg\nd.jpg,cat\na.jpg,cat\n")
+    found: list[str] = []
+    listing = read_listing(folder, "train", ("cat",), found.append)
+    assert listing.names == ["a"]
+    expected = ("class 'dog'", "class 'cow'", "line 3: no comma", "second time", "d.jpg is not")
+    assert len(found) == len(expected)
+    assert all(any(text in problem for problem in found) for text in expected)
+
+
+def test_names_that_would_share_a_mask(folder) -> None:
+    Image.new("RGB", (12, 9)).save(folder / "images" / "a.png")
+    (folder / "labels.csv").write_text("file,tags\na.jpg,cat\na.png,cat\n")
+    with pytest.raises(ValueError, match="differ in their ending alone"):
+        read_listing(folder, "train", ("cat",))
+
+
+def test_classes_twice_and_unknown_split(folder) -> None:
+    with pytest.raises(ValueError, match="no picture of split 'vall': splits here are train"):
+        read_listing(folder, "vall", ("cat", "red car"))
+    (folder / "classes.csv").write_text("class,prompt\ncat,\ncat,tabby\n")
+    with pytest.raises(ValueError, match="line 3: class 'cat' comes a second time"):
+        own_labels(folder)
+
+
+def test_broken_pictures_are_counted_or_skipped(folder) -> None:
+    (folder / "images" / "a.jpg").write_text("no picture")
+    (folder / "images" / "b" / "b.png").write_bytes(b"")
+    labels = own_labels(folder)
+    with pytest.raises(ValueError, match=r"a.jpg cannot be read .*\(and 1 more\)"):
+        LabelledImages(folder, "train", labels)
+    found = LabelledImages(folder, "train", labels, skip_broken=True)
+    assert found.names == ["c"] and len(found.broken) == 2
+    assert found.image_labels.tolist() == [[1, 0]]
+
+
+def test_hundred_thousand_rows(tmp_path) -> None:
+    (tmp_path / "images").mkdir()
+    rows = [f"{number:06d}.jpg" for number in range(100_000)]
+    for name in rows[:50]:
+        (tmp_path / "images" / name).touch()
+    text = "".join(
+        f"{name},{'cat;dog' if number % 2 else ''}\n" for number, name in enumerate(rows)
+    )
+    (tmp_path / "labels.csv").write_text(f"file,tags\n{text}")
+    found: list[str] = []
+    began = time.process_time()
+    listing = read_listing(tmp_path, "train", ("cat", "dog"), found.append)
+    assert time.process_time() - began < 5
+    assert len(listing.names) == 50 and "(99950 such rows)" in found[0]

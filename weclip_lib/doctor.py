@@ -1,0 +1,115 @@
+"""What is there of a data set, what is missing, and everything that is wrong with it, at once."""
+
+import argparse
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from weclip_lib.config import get_profile
+from weclip_lib.labels import LabelSet
+from weclip_lib.layouts import data_root, is_own, own_labels, read_listing, splits_of
+from weclip_lib.pictures import mask_problem, picture_problem
+
+EXPECTED = {  # pictures a split, where everybody has the same
+    "VOC 2012": {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10_582},
+    "COCO 2014": {"train": 82_783, "val": 40_504},
+}
+REMEDIES = {
+    "VOC 2012": "VOC: `make data DATASET=voc`, then train_aug by `make data DATASET=sbd`",
+    "COCO 2014": "COCO: `make data DATASET=coco`",
+}
+
+
+@dataclass
+class Report:
+    """Of `examine`."""
+
+    splits: list[str] = field(default_factory=list)  # a line each: pictures, masks, classes
+    problems: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """To be read."""
+        found = [f"- {problem}" for problem in self.problems]
+        return "\n".join([*self.splits, f"{len(found) or 'No'} problem(s) found", *found])
+
+
+def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
+    """Read all lists, decode all pictures and masks, and collect what is wrong.
+
+    Args:
+        min_size: Smallest side of a picture in pixels: one patch.
+    """
+    report = Report()
+    if not folder.is_dir():
+        remedy = REMEDIES.get(labels.name, "give a folder with images/ and labels.csv")
+        report.problems.append(f"{folder} is not there: {remedy}")
+        return report
+    expected, pictures, masks = EXPECTED.get(labels.name, {}), {}, {}
+    splits, known = splits_of(folder), set()
+    for split in splits:
+
+        def note(problem: str) -> None:
+            if problem not in known:
+                known.add(problem)
+                report.problems.append(problem)
+
+        try:
+            listing = read_listing(folder, split, labels.classes, note)
+        except ValueError as error:
+            note(str(error))
+            continue
+        with_mask = [mask.exists() for mask in listing.masks]
+        tagged = {tag for tags in listing.tags for tag in tags}
+        report.splits.append(
+            f"{split}: {len(listing.names)} pictures, {sum(with_mask)} masks, "
+            f"{len(tagged)} of {len(labels.classes)} classes"
+        )
+        if split in expected and len(listing.names) != expected[split]:
+            note(f"{split} has {len(listing.names)} pictures; everybody's has {expected[split]}")
+        pictures |= dict.fromkeys(listing.images)
+        pairs = zip(listing.masks, listing.images, with_mask, strict=True)
+        masks |= {mask: image for mask, image, there in pairs if there}
+    missing = [split for split in expected if split not in splits]
+    if missing or not splits:
+        what = ", ".join(missing) or "any"
+        report.problems.append(
+            f"{folder} has no list of {what}: {REMEDIES.get(labels.name, 'see data/README.md')}"
+        )
+    with ThreadPoolExecutor() as pool:
+        look = partial(picture_problem, min_size=min_size, thorough=True)
+        found = list(tqdm(pool.map(look, pictures), total=len(pictures), desc="pictures"))
+        broken = {path for path, problem in zip(pictures, found, strict=True) if problem}
+        pairs = [(mask, image) for mask, image in masks.items() if image not in broken]
+        compare = partial(_mask_problem, count=labels.class_count)
+        found += tqdm(pool.map(compare, pairs), total=len(pairs), desc="masks")
+    report.problems += [problem for problem in found if problem]
+    return report
+
+
+def _mask_problem(pair: tuple[Path, Path], count: int) -> str | None:
+    return mask_problem(*pair, count)
+
+
+def main() -> None:
+    """Examine a folder and say everything that is wrong with it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--profile", default="voc", help="whose classes; one's own folder has its")
+    chosen = parser.parse_args()
+    try:
+        folder = data_root(chosen.folder)
+        own = folder.is_dir() and is_own(folder)
+        report = examine(folder, own_labels(folder) if own else get_profile(chosen.profile).labels)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    sys.stdout.write(f"{report.text()}\n")
+    if report.problems:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Decode pictures and masks strictly: nothing is guessed, and nothing wrong passes in silence."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from weclip_lib.files import whole
+from weclip_lib.labels import COLORMAP, IGNORE_INDEX
+
+MODES = ("RGB", "L")  # grey pictures become three equal channels
+ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # the last bytes of a whole file
+
+
+class Unusable(ValueError):
+    """A picture or mask that is not as it has to be; the message says what to do."""
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An opened picture; whatever decoding it raises becomes `Unusable`."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Unusable:
+        raise
+    except Exception as error:  # decoders raise anything on damaged files, TypeError included
+        raise Unusable(f"{path} cannot be read ({error}): replace or remove it") from error
+
+
+def _check_mode(path: Path, image: Image.Image) -> None:
+    if image.mode not in MODES:
+        raise Unusable(
+            f"{path} is a picture of mode {image.mode} ({image.format}): convert it to RGB, "
+            "for example with Image.open(path).convert('RGB').save(path.with_suffix('.png'))"
+        )
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode a picture as RGB, turned upright if its EXIF data say how.
+
+    Raises:
+        Unusable: If the file cannot be decoded, or is neither RGB nor grey with 8 bits.
+    """
+    with _opened(path) as image:
+        _check_mode(path, image)
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def _is_whole(path: Path, kind: str | None) -> bool:
+    """Whether the file ends as its format does."""
+    ending = ENDINGS.get(kind or "", b"")
+    with path.open("rb") as file:
+        file.seek(-len(ending), 2)
+        return file.read() == ending
+
+
+def picture_problem(path: Path, *, min_size: int = 1, thorough: bool = False) -> str | None:
+    """What is wrong with a picture, and what to do about it; None if nothing is.
+
+    Header and last bytes are looked at; the whole is decoded if the end is not as it should be.
+
+    Args:
+        min_size: Smallest side, in pixels.
+        thorough: Decode it in any case.
+    """
+    try:
+        with _opened(path) as image:
+            _check_mode(path, image)
+            (width, height), kind = image.size, image.format
+        if thorough or not _is_whole(path, kind):
+            read_image(path)
+    except Unusable as error:
+        return str(error)
+    if min(width, height) < min_size:
+        return (
+            f"{path} is {width}x{height} pixels, smaller than one patch of {min_size}: "
+            "enlarge or remove it"
+        )
+    return None
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width as `read_image` gives them, from the header."""
+    with _opened(path) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: on its side
+        width, height = image.size
+    return (width, height) if turned else (height, width)
+
+
+def read_mask(path: Path, class_count: int) -> UInt8[np.ndarray, "height width"]:
+    """Class ids, IGNORE_INDEX where void.
+
+    Raises:
+        Unusable: If the mask is missing, unreadable, no map of ids, or holds an id of no class.
+    """
+    if not path.exists():
+        raise Unusable(f"{path} is missing: scores and full supervision need every mask")
+    with _opened(path) as image:
+        mode, mask = image.mode, np.array(image)
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise Unusable(
+            f"{path} is a mask of mode {mode}: it has to hold one class id a pixel (mode L or P)"
+        )
+    wrong = (mask >= class_count) & (mask != IGNORE_INDEX)
+    if wrong.any():
+        raise Unusable(
+            f"{path} holds class id {mask[wrong][0]}: there is no such class, "
+            f"ids are 0 to {class_count - 1} and {IGNORE_INDEX} for void"
+        )
+    return mask
+
+
+def write_mask(path: Path, mask: UInt8[np.ndarray, "height width"]) -> None:
+    """Write class ids as an indexed PNG with VOC's palette; whole, or not at all."""
+    image = Image.fromarray(mask, mode="P")
+    image.putpalette([value for colour in COLORMAP for value in colour])
+    with whole(path) as partial:
+        image.save(partial, format="PNG")
+
+
+def mask_problem(mask: Path, image: Path, class_count: int) -> str | None:
+    """What is wrong with a mask; None if nothing is."""
+    try:
+        found, size = read_mask(mask, class_count).shape, picture_size(image)
+    except Unusable as error:
+        return str(error)
+    if found != size:
+        return (
+            f"{mask} is {found[1]}x{found[0]} pixels, its picture {size[1]}x{size[0]}: "
+            "make them the same size (masks by nearest neighbour)"
+        )
+    return None
