@@ -30,7 +30,7 @@ def test_affinity_loss_by_hand() -> None:
     affinity = torch.tensor([[[0.9, 0.4], [0.4, 0.9]]])
     target = torch.tensor([[[1, 0], [0, IGNORE_INDEX]]])
     loss, counts = affinity_loss(affinity, target)
-    assert counts.tolist() == [2, 3]
+    assert counts.tolist() == [1, 2]
     assert loss.item() == pytest.approx((0.1 / 2 + 0.8 / 3) / 2)
 
 

@@ -15,9 +15,11 @@ from weclip_lib.datasets import LabelledImages, normalise
 from weclip_lib.decoder import Decoder
 from weclip_lib.evaluate import label_map, predict
 from weclip_lib.labels import IGNORE_INDEX
+from weclip_lib.loop import build_optimizer, rfm_label, train_decoder
 from weclip_lib.minivoc import write_voc
 from weclip_lib.model import WeCLIP
-from weclip_lib.train import build_optimizer, rfm_label, train_decoder, trained_decoder
+from weclip_lib.sources import FrozenSource
+from weclip_lib.train import trained_decoder
 
 SMOKE = PROFILES["smoke"]
 
@@ -147,7 +149,9 @@ def test_rfm_starts_at_its_step(backbone, features, static, monkeypatch) -> None
     budget = replace(SMOKE.budget, steps=8)
     for start, expected in ((0.25, 6), (1.0, 0), (0.0, 8)):
         calls.clear()
-        train_decoder(build(backbone, rfm_start=start), features, static.label, budget, seed=0)
+        train_decoder(
+            build(backbone, rfm_start=start), FrozenSource(features, static.label), budget, seed=0
+        )
         assert len(calls) == expected
 
 
@@ -175,8 +179,8 @@ def test_watching_changes_nothing(backbone, features, static) -> None:
     torch.manual_seed(0)
     plain, watched = build(backbone), build(backbone)
     watched.decoder.load_state_dict(plain.decoder.state_dict())
-    train_decoder(plain, features, static.label, budget, seed=0)
-    run = train_decoder(watched, features, static.label, budget, seed=0, watch=rows)
+    train_decoder(plain, FrozenSource(features, static.label), budget, seed=0)
+    run = train_decoder(watched, FrozenSource(features, static.label), budget, seed=0, watch=rows)
     weights = [model.decoder.state_dict().values() for model in (plain, watched)]
     assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
     assert run.watched_at == [1, 2, 3]
@@ -189,15 +193,15 @@ def test_training_on_some_rows(backbone, features, static) -> None:
     labels = torch.full_like(static.label, 200)
     labels[rows] = static.label[rows]
     model = build(backbone, rfm_start=1.0)
-    train_decoder(model, features, labels, SMOKE.budget, seed=0, rows=rows)
+    train_decoder(model, FrozenSource(features, labels, rows), SMOKE.budget, seed=0)
     with pytest.raises(ValueError, match=r"3 pictures.* do not fill a batch of 4"):
-        train_decoder(model, features, labels, SMOKE.budget, seed=0, rows=rows[:3])
+        train_decoder(model, FrozenSource(features, labels, rows[:3]), SMOKE.budget, seed=0)
 
 
 def test_infinite_loss_stops(backbone, features, static) -> None:
     budget = replace(SMOKE.budget, learning_rate=1e30, steps=6)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        train_decoder(build(backbone), features, static.label, budget, seed=0)
+        train_decoder(build(backbone), FrozenSource(features, static.label), budget, seed=0)
 
 
 def test_prediction_looks_at_mirror_images_only_if_told(backbone) -> None:

@@ -38,9 +38,9 @@ from weclip_lib.config import PROFILES, Budget, DecoderShape, Method
 from weclip_lib.evaluate import predict
 from weclip_lib.files import write_text
 from weclip_lib.labels import VOC
+from weclip_lib.loop import build_optimizer
 from weclip_lib.model import WeCLIP
 from weclip_lib.results import RESULTS, render_pages, write_provenance
-from weclip_lib.train import build_optimizer
 
 BASE, STEP = "frozen blocks but the last", "whole step"
 INFERENCE_BASE, INFERENCE = "inference, frozen blocks", "inference, whole"

@@ -105,9 +105,17 @@ def normalise(
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> Float[Tensor, "batch 3 height width"]:
     """Stack pictures of one size and scale them by per-channel (mean, std) in [0, 1]."""
+    return normalise_pixels(torch.from_numpy(np.stack(images)), statistics)
+
+
+def normalise_pixels(
+    pixels: UInt8[Tensor, "batch height width 3"],
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+) -> Float[Tensor, "batch 3 height width"]:
+    """The same, of stacked pictures, on their device."""
     mean, std = (torch.tensor(values)[:, None, None] * 255 for values in statistics)
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return ((stacked.float() - mean) / std).contiguous()
+    channels = pixels.permute(0, 3, 1, 2).float()
+    return ((channels - mean.to(pixels.device)) / std.to(pixels.device)).contiguous()
 
 
 def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:

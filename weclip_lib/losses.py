@@ -12,12 +12,18 @@ from weclip_lib.labels import IGNORE_INDEX
 
 
 def segmentation_loss(
-    logits: Float[Tensor, "batch cls height width"], label: Integer[Tensor, "batch height width"]
+    logits: Float[Tensor, "batch cls height width"],
+    label: Integer[Tensor, "batch height width"],
+    totals: Float[Tensor, "2"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "2"]]:
     """Half the mean cross-entropy over background pixels plus half that over foreground pixels.
 
     Differs: where a batch has no background or no foreground pixel, the official loss is NaN;
     here that term is 0 and the other keeps its weight of one half.
+
+    Args:
+        totals: What to divide by where this batch is a part of a larger one: the numbers of
+            (background, foreground) pixels of all parts. The parts' losses then add up.
 
     Returns:
         The loss and the numbers of (background, foreground) pixels.
@@ -27,22 +33,27 @@ def segmentation_loss(
     foreground = ~background & (label != IGNORE_INDEX)
     counts = torch.stack([background.sum(), foreground.sum()]).to(losses.dtype)
     sums = torch.stack([(losses * background).sum(), (losses * foreground).sum()])
-    return (sums / counts.clamp(min=1)).sum() / 2, counts
+    divisors = counts if totals is None else totals
+    return (sums / divisors.clamp(min=1)).sum() / 2, counts
 
 
 def affinity_loss(
-    affinity: Float[Tensor, "batch patch patch"], target: Integer[Tensor, "batch patch patch"]
+    affinity: Float[Tensor, "batch patch patch"],
+    target: Integer[Tensor, "batch patch patch"],
+    totals: Float[Tensor, "2"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "2"]]:
     """Pull the affinity of equal patches to 1 and that of different ones to 0.
 
     Args:
         affinity: In [0, 1].
         target: 1, 0 or IGNORE_INDEX (`affinity.affinity_labels`).
+        totals: The numbers of (equal, different) pairs of all parts of a larger batch.
 
     Returns:
-        The loss and the numbers of (equal, different) pairs, each plus one.
+        The loss, divided by each number plus one, and the numbers of (equal, different) pairs.
     """
     equal, different = target == 1, target == 0
-    counts = torch.stack([equal.sum(), different.sum()]).to(affinity.dtype) + 1
+    counts = torch.stack([equal.sum(), different.sum()]).to(affinity.dtype)
     sums = torch.stack([((1 - affinity) * equal).sum(), (affinity * different).sum()])
-    return (sums / counts).sum() / 2, counts
+    divisors = counts if totals is None else totals
+    return (sums / (divisors + 1)).sum() / 2, counts

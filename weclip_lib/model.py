@@ -12,7 +12,7 @@ from weclip_lib.affinity import affinity_labels, box_mask, propagate_cam, transi
 from weclip_lib.backbone import Backbone
 from weclip_lib.config import DecoderShape, Method
 from weclip_lib.decoder import Decoder
-from weclip_lib.labels import LabelSet
+from weclip_lib.labels import IGNORE_INDEX, LabelSet
 from weclip_lib.losses import affinity_loss, segmentation_loss
 
 
@@ -117,10 +117,27 @@ class WeCLIP(nn.Module):
         logits: Float[Tensor, "batch cls grid_h grid_w"],
         decoder_affinity: Float[Tensor, "batch patch patch"],
         label: Integer[Tensor, "batch height width"],
+        totals: Float[Tensor, "2 2"] | None = None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Segmentation loss at label size, and affinity loss on the grid (not yet weighted)."""
+        """Segmentation loss at label size, and affinity loss on the grid (not yet weighted).
+
+        Args:
+            totals: `loss_counts` of a larger batch that this one is a part of.
+        """
         logits = logits.contiguous()  # cross-entropy is slower with channels last
         large = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=False)
         grid = tuple(logits.shape[-2:])
         pairs = affinity_labels(label, grid, radius=self.method.affinity_radius)
-        return segmentation_loss(large, label)[0], affinity_loss(decoder_affinity, pairs)[0]
+        pixels, patches = (None, None) if totals is None else totals
+        segmentation, _ = segmentation_loss(large, label, pixels)
+        return segmentation, affinity_loss(decoder_affinity, pairs, patches)[0]
+
+    @torch.no_grad()
+    def loss_counts(
+        self, label: Integer[Tensor, "batch height width"], grid: tuple[int, int]
+    ) -> Float[Tensor, "2 2"]:
+        """What `losses` divides by: (background, foreground) pixels; (equal, different) pairs."""
+        pairs = affinity_labels(label, grid, radius=self.method.affinity_radius)
+        known = ((label > 0) & (label != IGNORE_INDEX)).sum()
+        counts = [(label == 0).sum(), known, (pairs == 1).sum(), (pairs == 0).sum()]
+        return torch.stack(counts).view(2, 2).float()

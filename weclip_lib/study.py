@@ -15,9 +15,10 @@ from weclip_lib.cache import FrozenDataset, static_labels
 from weclip_lib.config import Budget, Profile
 from weclip_lib.datasets import LabelledImages, MaskedImages, data_folder
 from weclip_lib.evaluate import score_decoders
+from weclip_lib.loop import Trained
 from weclip_lib.metrics import confusion_matrix, scores
 from weclip_lib.model import WeCLIP
-from weclip_lib.train import Trained, trained_decoder
+from weclip_lib.train import trained_decoder
 
 NEVER = 1.0  # an `rfm_start` at which the RFM does not start
 

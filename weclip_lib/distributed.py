@@ -1,0 +1,81 @@
+"""Several processes on one training run, one a device.
+
+`torchrun` and `accelerate launch` start them and say by environment variables who is who. The
+decoder is small, so that gradients are summed once, after the backward pass, in one piece.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among those of a run; alone by default."""
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over all processes."""
+        if self.count > 1:
+            grads = [parameter.grad for parameter in parameters]
+            flat = self.sum(torch.cat([grad.flatten() for grad in grads]))
+            for grad, summed in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                grad.copy_(summed.view_as(grad))
+
+    def share_weights(self, module: nn.Module) -> None:
+        """Give every process the weights of the first."""
+        if self.count > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str = "") -> Iterator[Group]:
+    """The group that this process was started in.
+
+    Args:
+        device: `cpu` or `cuda`; by default a GPU where there is one.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device {kind!r}: choose cpu or cuda")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError("no GPU is visible to torch: choose --device cpu, or see the README")
+    rank, count = (int(os.environ.get(name, default)) for name, default in
+                   (("RANK", "0"), ("WORLD_SIZE", "1")))  # fmt: skip
+    place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind == "cuda" else "cpu"
+    if kind == "cuda":
+        torch.cuda.set_device(place)
+    if count > 1:
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+    try:
+        yield Group(rank, count, place)
+    finally:
+        if count > 1:
+            dist.destroy_process_group()
