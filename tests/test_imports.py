@@ -33,7 +33,9 @@ ALLOWED = {
     "sources": {"cache", "datasets", "labels", "model"},
     "state": LEAVES | {"checkpoint"},
     "loop": LEAVES | {"cache", "distributed", "model", "sources", "state"},
-    "train": LEAVES | {"cache", "checkpoint", "loop", "model", "repro", "sources"},
+    "train": LEAVES
+    | {"backbone", "cache", "checkpoint", "datasets", "distributed", "evaluate", "loop", "metrics"}
+    | {"model", "repro", "results", "sources"},
     "evaluate": LEAVES | MATHS | {"backbone", "datasets", "decoder"},
     "study": LEAVES
     | {"backbone", "cache", "datasets", "evaluate", "loop", "metrics", "model", "repro", "train"},

@@ -183,6 +183,9 @@ class Profile:
     decoder: DecoderShape = field(default_factory=DecoderShape)
     budget: Budget = field(default_factory=Budget)
     scales: tuple[float, ...] = (1.0, 0.75)  # of inference; official
+    long_side: int = 0  # pixels of a picture's longer side at inference; 0: as it is; official: 512
+    train_split: str = "train"
+    augment: bool = False  # rescaled and cropped anew in every step; else features are kept
     # MiniVOC only: pictures drawn for (train, val, test)
     drawn: tuple[int, int, int] = (0, 0, 0)
 
@@ -206,12 +209,30 @@ PROFILES = {
         drawn=(16, 6, 6),
     ),
     "mini": _MINI,
-    "voc": Profile("voc", VOC, "ViT-B-16-quickgelu", "openai"),
+    "voc": Profile(
+        "voc",
+        VOC,
+        "ViT-B-16-quickgelu",
+        "openai",
+        long_side=512,
+        train_split="train_aug",
+        augment=True,
+    ),
+    "folder": Profile(  # one's own: data_dir says where, and brings the classes
+        "folder",
+        LabelSet("folder", (), ()),
+        "ViT-B-16-quickgelu",
+        "openai",
+        long_side=512,
+        augment=True,
+    ),
     "coco": Profile(
         "coco",
         COCO,
         "ViT-B-16-quickgelu",
         "openai",
+        long_side=512,
+        augment=True,
         method=Method(box_threshold=0.7, rfm_layers=10),
         budget=Budget(steps=80_000),
     ),

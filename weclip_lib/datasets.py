@@ -6,6 +6,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -15,9 +16,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from weclip_lib.config import Profile
+from weclip_lib.config import Profile, get_profile
 from weclip_lib.labels import LabelSet
-from weclip_lib.layouts import data_root, is_own, read_listing
+from weclip_lib.layouts import data_root, is_own, own_labels, read_listing
 from weclip_lib.minivoc import SPLIT_SEEDS, write_voc
 from weclip_lib.pictures import picture_problem, read_image, read_mask
 
@@ -122,6 +123,21 @@ def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
     """Cut `order` into lists of `size`; the last may be shorter."""
     for start in range(0, len(order), size):
         yield list(order[start : start + size])
+
+
+def open_profile(name: str, data_dir: str = "") -> tuple[Profile, Path]:
+    """A profile and the folder of its pictures; one's own folder brings its classes along.
+
+    Raises:
+        ValueError: If there is no such profile, or its pictures are not there.
+    """
+    profile = get_profile(name)
+    if name == "folder" and not data_dir:
+        raise ValueError("profile folder needs data_dir: a folder with images/ and labels.csv")
+    folder = data_folder(profile, data_dir)
+    if is_own(folder):
+        profile = replace(profile, labels=own_labels(folder))
+    return profile, folder
 
 
 def data_folder(profile: Profile, data_dir: str = "") -> Path:

@@ -69,6 +69,20 @@ def label_map(logits: Logits, size: tuple[int, int]) -> Integer[Tensor, "batch h
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).max(dim=1).indices
 
 
+def resize_longer(
+    images: Float[Tensor, "batch 3 height width"], long_side: int
+) -> Float[Tensor, "batch 3 new_h new_w"]:
+    """Scale pictures so that their longer side has so many pixels; 0 leaves them as they are.
+
+    Differs: the official code truncates, and so makes 511 pixels of some widths (REFERENCE 40).
+    """
+    height, width = images.shape[-2:]
+    if long_side in (0, max(height, width)):
+        return images
+    size = [max(1, round(side * long_side / max(height, width))) for side in (height, width)]
+    return F.interpolate(images, size, mode="bilinear", align_corners=False)
+
+
 def score_decoders(
     backbone: Backbone,
     decoders: Mapping[Key, Decoder],
@@ -76,11 +90,16 @@ def score_decoders(
     *,
     scales: Sequence[float] = (1.0, 0.75),
     flip: bool = True,
+    long_side: int = 0,
     batch: int = 8,
 ) -> dict[Key, tuple[Integer[Tensor, "cls cls"], Integer[Tensor, "cls cls"]]]:
     """Confusion matrices of each decoder: (single scale, averaged over scales and flips).
 
     Pictures of one batch have to be of one size; use `batch=1` where sizes differ.
+
+    Args:
+        long_side: Pixels of the longer side that pictures are scaled to; 0: as they are. Logits
+            are judged at the mask's size.
     """
     modes = {name: decoder.training for name, decoder in decoders.items()}
     for decoder in decoders.values():
@@ -89,7 +108,7 @@ def score_decoders(
 
     def table(logits: Logits, masks: list[Tensor]) -> Integer[Tensor, "cls cls"]:
         rows = zip(logits.split(1), masks, strict=True)
-        found = [confusion_matrix(label_map(x, tuple(m.shape))[0], m, count) for x, m in rows]
+        found = [confusion_matrix(label_map(x, tuple(m.shape))[0].cpu(), m, count) for x, m in rows]
         return torch.stack(found).sum(0)
 
     totals = {name: torch.zeros(2, count, count, dtype=torch.long) for name in decoders}
@@ -97,6 +116,7 @@ def score_decoders(
         list(batches(range(len(dataset)), batch)), desc=f"scoring {dataset.split}", unit="batch"
     ):
         images = normalise([dataset.image(row) for row in rows], backbone.statistics)
+        images = resize_longer(images.to(next(backbone.parameters()).device), long_side)
         masks = [torch.from_numpy(dataset.mask(row)) for row in rows]
         outputs = predict(backbone, list(decoders.values()), images, scales=scales, flip=flip)
         for name, (single, mean) in zip(decoders, outputs, strict=True):

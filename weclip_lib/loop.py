@@ -83,7 +83,7 @@ class Long:
     accumulate: int = 1  # parts that a process takes its share of a batch in
     bf16: bool = False  # autocast
     group: Group = field(default_factory=Group)
-    note: Callable[[dict[str, float]], None] | None = None  # is told every point of the curve
+    note: Callable[[list[dict[str, float]]], None] | None = None  # is told the curve as it grows
 
 
 def _settings(model: WeCLIP, source: Source, budget: Budget, seed: int) -> dict:
@@ -234,11 +234,11 @@ def train_decoder(
             history.append({"iteration": done, **means})
             losses.clear()
             if long.note:
-                long.note(history[-1])
+                long.note(history)
         if long.validate and long.validate_every and done % long.validate_every == 0:
             history.append({"iteration": done, "miou": _validated(model, long)})
             if long.note:
-                long.note(history[-1])
+                long.note(history)
         if long.folder and (done % long.checkpoint_every == 0 or done == budget.steps):
             if group.is_first:
                 pending = [one.tolist() for one in losses]

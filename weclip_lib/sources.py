@@ -36,7 +36,7 @@ class Batch:
     pixels: Callable[[], Float[Tensor, "batch 3 height width"]]
 
 
-def part_of(rows: Sequence[int], part: int, of: int) -> list[int]:
+def part_of(rows: Sequence, part: int, of: int) -> list:
     """Part number `part` of `rows` cut in `of` equal ones."""
     size = len(rows) // of
     return list(rows[part * size : (part + 1) * size])
@@ -225,6 +225,7 @@ class AugmentedSource:
             batch_sampler=places(),
             num_workers=self.workers,
             collate_fn=_joined,
+            generator=torch.Generator(),  # else it draws from the one that dropout follows
             pin_memory=device.type == "cuda",
         )
         for pixels, padded, label, rows in loader:

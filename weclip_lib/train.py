@@ -1,7 +1,14 @@
-"""Train decoders: kept by all that they depend on (studies), or at length from the command line."""
+"""Train decoders: kept by all that they depend on (studies), or at length from the command line.
 
+python -m weclip_lib.train --profile voc --out runs/voc
+accelerate launch -m weclip_lib.train --profile voc --out runs/voc    (torchrun does as well)
+"""
+
+import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -9,15 +16,22 @@ import torch
 from jaxtyping import UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
+from weclip_lib.backbone import load_backbone
 from weclip_lib.cache import FrozenDataset
 from weclip_lib.checkpoint import load_weights, read_note, save_weights
-from weclip_lib.config import Budget
-from weclip_lib.files import locked, whole
-from weclip_lib.loop import Trained, train_decoder
+from weclip_lib.config import Budget, Profile
+from weclip_lib.datasets import LabelledImages, MaskedImages, open_profile
+from weclip_lib.distributed import Group, joined
+from weclip_lib.evaluate import score_decoders
+from weclip_lib.files import check_writable, locked, whole, write_text
+from weclip_lib.loop import Long, Trained, train_decoder
+from weclip_lib.metrics import scores
 from weclip_lib.model import WeCLIP
 from weclip_lib.repro import seed_everything, source_hash
-from weclip_lib.sources import FrozenSource
+from weclip_lib.results import outside_results
+from weclip_lib.sources import AugmentedSource, FrozenSource
 
 MADE_BY = ("affinity", "cam", "decoder", "loop", "losses", "model", "par", "rfm", "sources")
 
@@ -71,3 +85,151 @@ def trained_decoder(
         note = {"history": trained.history, "cpu_seconds": trained.cpu_seconds}
         save_weights(model.decoder, path, note)
         return trained
+
+
+def validation(setting: Profile, model: WeCLIP, images: MaskedImages) -> Callable[[WeCLIP], float]:
+    """Single-scale mIoU of the decoder as it is, in percent."""
+
+    def score(trained: WeCLIP) -> float:
+        found = score_decoders(
+            model.backbone,
+            {"now": trained.decoder},
+            images,
+            scales=(1.0,),
+            flip=False,
+            long_side=setting.long_side,
+            batch=1,
+        )
+        return scores(found["now"][0]).miou
+
+    return score
+
+
+def trained_note(setting: Profile, steps: int) -> dict:
+    """What has to be known to use a decoder again: kept in its file."""
+    return {
+        "profile": setting.name,
+        "backbone": setting.backbone,
+        "weights": str(setting.weights),
+        "statistics": setting.statistics,
+        "classes": list(setting.labels.classes),
+        "decoder": asdict(setting.decoder),
+        "scales": list(setting.scales),
+        "long_side": setting.long_side,
+        "steps": steps,
+    }
+
+
+def _curve_writer(folder: Path) -> Callable[[list[dict[str, float]]], None]:
+    """Writes curve.csv anew at every point; TensorBoard's events too, where it is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(str(folder / "tensorboard"))
+    except ImportError:
+        board = None
+
+    def write(history: list[dict[str, float]]) -> None:
+        rows = [
+            (point["iteration"], name, value)
+            for point in history
+            for name, value in point.items()
+            if name != "iteration"
+        ]
+        lines = "".join(f"{step},{name},{value:.6f}\n" for step, name, value in rows)
+        write_text(folder / "curve.csv", f"iteration,metric,value\n{lines}")
+        for name, value in history[-1].items() if board else ():
+            board.add_scalar(name, value, history[-1]["iteration"])
+
+    return write
+
+
+def run(arguments: argparse.Namespace, group: Group) -> None:
+    """Train as told by the command line.
+
+    Raises:
+        ValueError: If something is wrong with the data, the settings or a checkpoint.
+        FloatingPointError: If the loss is not finite.
+    """
+    setting, data = open_profile(arguments.profile, arguments.data_dir)
+    chosen = {name: getattr(arguments, name) for name in ("backbone", "weights")}
+    setting = replace(setting, **{name: value for name, value in chosen.items() if value})
+    numbers = {name: getattr(arguments, name) for name in ("steps", "batch", "crop")}
+    budget = replace(setting.budget, **{name: v for name, v in numbers.items() if v})
+    folder = outside_results(arguments.out)
+    check_writable(folder)
+    backbone = load_backbone(setting.backbone, setting.weights, setting.statistics)
+    size = backbone.patch_size
+    if budget.crop % size:
+        raise ValueError(f"crops of {budget.crop} pixels are no multiple of a patch of {size}")
+    kind = MaskedImages if arguments.supervised else LabelledImages
+    split = arguments.split or setting.train_split
+    images = kind(
+        data, split, setting.labels, min_size=size, limit=arguments.pictures,
+        skip_broken=arguments.skip_broken,
+    )  # fmt: skip
+    if images.broken and group.is_first:
+        write_text(folder / "skipped.txt", "".join(f"{problem}\n" for problem in images.broken))
+        tqdm.write(f"{len(images.broken)} picture(s) left out: see {folder / 'skipped.txt'}")
+    seed_everything(arguments.seed)
+    model = WeCLIP(backbone, setting.labels, setting.method, setting.decoder).to(group.device)
+    validate = None
+    if arguments.validate_every:
+        judged = MaskedImages(
+            data, arguments.val, setting.labels, min_size=size, limit=arguments.validate_pictures
+        )
+        validate = validation(setting, model, judged)
+    long = Long(
+        folder=folder,
+        checkpoint_every=arguments.checkpoint_every,
+        validate=validate,
+        validate_every=arguments.validate_every,
+        accumulate=arguments.accumulate,
+        bf16=arguments.bf16,
+        group=group,
+        note=_curve_writer(folder) if group.is_first else None,
+    )
+    source = AugmentedSource(images, budget.crop, workers=arguments.workers)
+    train_decoder(model, source, budget, seed=arguments.seed, long=long)
+    if group.is_first:
+        note = trained_note(setting, budget.steps)
+        save_weights(model.decoder, folder / "trained.safetensors", note)
+        tqdm.write(f"wrote {folder / 'trained.safetensors'}", file=sys.stderr)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Train a decoder at length; started again, it goes on from its newest checkpoint."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--profile", required=True, help="voc, coco, folder; mini to try")
+    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and curves")
+    parser.add_argument("--data-dir", default="", help="of the pictures; default data/<profile>")
+    parser.add_argument("--split", default="", help="to train on; default the profile's")
+    parser.add_argument("--pictures", type=int, default=0, help="only the first so many; 0: all")
+    parser.add_argument("--supervised", action="store_true", help="learn from masks, not from tags")
+    parser.add_argument("--skip-broken", action="store_true", help="leave broken pictures out")
+    parser.add_argument("--backbone", default="", help="an open_clip model; default the profile's")
+    parser.add_argument("--weights", default="", help="a tag of open_clip, or a file")
+    parser.add_argument("--steps", type=int, default=0, help="0: the profile's")
+    parser.add_argument("--batch", type=int, default=0, help="of all processes; 0: the profile's")
+    parser.add_argument("--crop", type=int, default=0, help="pixels a side; 0: the profile's")
+    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, in turn")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="autocast in bfloat16")
+    parser.add_argument("--device", default="", help="cpu or cuda; default: a GPU if there is one")
+    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1))
+    parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps")
+    parser.add_argument("--validate-every", type=int, default=0, help="steps; 0: never")
+    parser.add_argument("--validate-pictures", type=int, default=0, help="0: all")
+    parser.add_argument("--val", default="val", help="split that is validated on")
+    arguments = parser.parse_args(given)
+    try:
+        with joined(arguments.device) as group:
+            run(arguments, group)
+    except (ValueError, FloatingPointError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: start it again to go on from its checkpoint") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Training at length: what is resumed, cut in parts or shared equals what was done in one piece."""
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from weclip_lib import state, train
+from weclip_lib.backbone import load_backbone
+from weclip_lib.config import PROFILES
+from weclip_lib.datasets import LabelledImages, MaskedImages
+from weclip_lib.distributed import joined
+from weclip_lib.labels import IGNORE_INDEX
+from weclip_lib.loop import Long, train_decoder
+from weclip_lib.minivoc import write_voc
+from weclip_lib.model import WeCLIP
+from weclip_lib.repro import ROOT
+from weclip_lib.sources import AugmentedSource, augment
+
+SMOKE = PROFILES["smoke"]
+BUDGET = replace(SMOKE.budget, steps=4, crop=80)
+PLAIN = replace(SMOKE.decoder, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_voc(tmp_path_factory.mktemp("data") / "world", {"train": 10, "val": 3})
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("MiniCLIP", "miniclip")
+
+
+def build(backbone, shape=SMOKE.decoder, **changes) -> WeCLIP:
+    torch.manual_seed(7)
+    method = replace(SMOKE.method, par_iterations=2, **changes)
+    return WeCLIP(backbone, SMOKE.labels, method, shape)
+
+
+def train_here(backbone, world, long=None, shape=SMOKE.decoder, budget=BUDGET):
+    source = AugmentedSource(LabelledImages(world, "train", SMOKE.labels), budget.crop)
+    return train_decoder(build(backbone, shape), source, budget, seed=3, long=long or Long())
+
+
+def weights(trained) -> list[torch.Tensor]:
+    return list(trained.model.decoder.state_dict().values())
+
+
+class TestAugmentation:
+    """Pixels hold their own place, so that every one can be traced."""
+
+    height, width = 9, 13
+
+    def picture(self):
+        rows, columns = np.mgrid[: self.height, : self.width].astype(np.uint8)
+        image = np.stack([rows, columns, np.full_like(rows, 200)], axis=-1)
+        return image, (rows * self.width + columns).astype(np.uint8)
+
+    @pytest.mark.parametrize("crop", [5, 11, 20])
+    def test_mask_and_picture_stay_together(self, crop) -> None:
+        image, mask = self.picture()
+        starts, mirrors = set(), set()
+        for number in range(40):
+            found = augment(image, mask, crop, np.random.default_rng(number), (1.0, 1.0))
+            assert found.pixels.shape == (crop, crop, 3)
+            assert ((found.mask == IGNORE_INDEX) == found.padded).all()
+            assert ((found.pixels[..., 2] == 0) == found.padded).all()
+            real = ~found.padded
+            assert real.sum() == min(crop, self.height) * min(crop, self.width)
+            place = found.pixels[..., 0] * self.width + found.pixels[..., 1]
+            assert (place[real] == found.mask[real]).all()
+            columns = found.pixels[..., 1][real].reshape(min(crop, self.height), -1)[0]
+            mirrors.add(bool(columns[0] > columns[-1]))
+            starts.add((tuple(np.argwhere(real)[0]), int(found.mask[real].min())))
+        assert mirrors == {True, False} and len(starts) > 5
+
+    def test_scale(self) -> None:
+        image, mask = self.picture()
+        sizes = set()
+        for number in range(30):
+            found = augment(image, mask, 40, np.random.default_rng(number), (0.5, 2.0))
+            rows, columns = np.nonzero(~found.padded)
+            sizes.add((np.ptp(rows) + 1, np.ptp(columns) + 1))
+        assert min(sizes)[0] in (4, 5, 6) and max(sizes)[0] in (16, 17, 18) and len(sizes) > 8
+
+
+def test_epochs_and_workers(backbone, world) -> None:
+    images = MaskedImages(world, "train", SMOKE.labels)
+    source = AugmentedSource(images, 64)
+    drawn = [row for step in range(5) for row in source.drawn(1, step, 4)]
+    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
+    assert drawn[:10] != drawn[10:] and source.drawn(2, 0, 4) != drawn[:4]
+    assert source.drawn(1, 3, 4) == drawn[12:16]  # asked out of order
+    model = build(backbone)
+    asked = (model, 1, range(1, 3), 4, (0, 1), 2)
+    alone = list(source.batches(*asked))
+    helped = list(AugmentedSource(images, 64, workers=2).batches(*asked))
+    assert [b.rows for b in alone] == [b.rows for b in helped]
+    assert [row for batch in alone for row in batch.rows] == drawn[4:12]
+    for one, other in zip(alone, helped, strict=True):
+        assert torch.equal(one.pixels(), other.pixels()) and torch.equal(one.label, other.label)
+        assert (one.label[one.padded] == IGNORE_INDEX).all() and not one.padded.all()
+
+
+# AdamW's first steps are as long for a rounding error as for a gradient; small ones keep the paths
+# of two sums that differ by rounding together.
+SHORT = replace(BUDGET, learning_rate=1e-4)
+
+
+def gradients(trained) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in trained.model.decoder.parameters()]
+
+
+def assert_alike(trained, history: list, found: list[torch.Tensor]) -> None:
+    """Loss curve, and gradients of the last step."""
+    for name in ("loss", "segmentation_loss", "affinity_loss"):
+        assert trained.history[0][name] == pytest.approx(history[0][name], abs=1e-5)
+    largest = max(grad.abs().max() for grad in found)
+    assert largest > 0.01
+    for one, other in zip(gradients(trained), found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_accumulated_parts_equal_the_whole_batch(backbone, world) -> None:
+    whole = train_here(backbone, world, shape=PLAIN, budget=SHORT)
+    parts = train_here(backbone, world, Long(accumulate=2), PLAIN, SHORT)
+    assert_alike(whole, parts.history, gradients(parts))
+    with pytest.raises(ValueError, match="cannot be cut in 3 equal parts"):
+        train_here(backbone, world, Long(accumulate=3))
+
+
+def _share(rank: int, port: int, world, path) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    backbone = load_backbone("MiniCLIP", "miniclip")
+    with joined("cpu") as group:
+        trained = train_here(backbone, world, Long(group=group), PLAIN, SHORT)
+        if group.is_first:
+            torch.save((gradients(trained), trained.history), path)
+
+
+def test_two_processes_equal_one(backbone, world, tmp_path) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    mp.spawn(_share, (port, world, tmp_path / "found.pt"), nprocs=2)
+    found, history = torch.load(tmp_path / "found.pt")
+    assert_alike(train_here(backbone, world, shape=PLAIN, budget=SHORT), history, found)
+
+
+def test_resumed_is_bit_for_bit(backbone, world, tmp_path) -> None:
+    """Stopped between two points of the curve, with dropout, before and after the RFM starts."""
+    plain = train_here(backbone, world)
+    for stop in (1, 3):
+        long = Long(folder=tmp_path / str(stop), checkpoint_every=stop)
+        train_here(backbone, world, long)
+        for later in state.checkpoints(long.folder)[1:]:  # as if killed after the first
+            for file in later.iterdir():
+                file.unlink()
+            later.rmdir()
+        resumed = train_here(backbone, world, long)
+        assert resumed.history == plain.history
+        for one, other in zip(weights(plain), weights(resumed), strict=True):
+            assert torch.equal(one, other)
+        assert len(state.checkpoints(long.folder)) <= state.KEPT
+
+
+COMMAND = ["--profile", "smoke", "--steps", "6", "--workers", "0", "--checkpoint-every", "1"]
+
+
+def test_killed_anywhere(world, tmp_path) -> None:
+    """By SIGKILL, from outside, at no chosen moment; the end is that of a run never killed."""
+    data = write_voc(
+        tmp_path / "data", dict(zip(("train", "val", "test"), SMOKE.drawn, strict=True))
+    )
+    given = [*COMMAND, "--data-dir", str(data), "--out"]
+    train.main([*given, str(tmp_path / "whole")])
+    command = [sys.executable, "-m", "weclip_lib.train", *given, str(tmp_path / "killed")]
+    same = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums follow it
+    with subprocess.Popen(command, cwd=ROOT, env=same, stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 120
+        while not list((tmp_path / "killed").glob("checkpoint-*2")) and time.monotonic() < until:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "killed" / "trained.safetensors").exists()
+    train.main([*given, str(tmp_path / "killed")])
+    for name in ("trained.safetensors", "curve.csv"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+
+
+def test_bad_checkpoints(backbone, world, tmp_path) -> None:
+    long = Long(folder=tmp_path, checkpoint_every=2)
+    train_here(backbone, world, long)
+    with pytest.raises(ValueError, match=r"run with budget\.steps 4, this one has 5: choose anot"):
+        train_here(backbone, world, long, budget=replace(BUDGET, steps=5))
+    newest = state.checkpoints(tmp_path)[-1]
+    path = newest / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(
+        ValueError, match=f"{newest.name} is damaged .*to go on from the one before"
+    ):
+        train_here(backbone, world, long)
+
+
+def test_full_disk_keeps_the_checkpoint_before(backbone, world, tmp_path, monkeypatch) -> None:
+    written = []
+
+    def full(tensors, path, *_) -> None:
+        written.append(path)
+        if len(written) == 2:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    real = state.save_file
+    monkeypatch.setattr(state, "save_file", full)
+    long = Long(folder=tmp_path, checkpoint_every=1)
+    with pytest.raises(OSError, match="No space left"):
+        train_here(backbone, world, long)
+    assert [path.name for path in state.checkpoints(tmp_path)] == ["checkpoint-0000001"]
+    resumed = train_here(backbone, world, long)
+    for one, other in zip(weights(train_here(backbone, world)), weights(resumed), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_loss_that_is_not_finite_names_the_pictures(backbone, world, tmp_path) -> None:
+    budget = replace(BUDGET, learning_rate=1e30)
+    long = Long(folder=tmp_path, checkpoint_every=100)
+    with pytest.raises(FloatingPointError, match=r"at step 2, with train_0000.*: lower the learn"):
+        train_here(backbone, world, long, budget=budget)
+    about = json.loads((tmp_path / "failed_batch.json").read_text())
+    assert about["iteration"] == 2 and len(about["pictures"]) == 4
+
+
+def test_validation_changes_nothing(backbone, world) -> None:
+    images = MaskedImages(world, "val", SMOKE.labels)
+    score = train.validation(SMOKE, build(backbone), images)
+    watched = train_here(backbone, world, Long(validate=score, validate_every=1))
+    assert [p["iteration"] for p in watched.history if "miou" in p] == [1, 2, 3, 4]
+    for one, other in zip(weights(train_here(backbone, world)), weights(watched), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--profile", "vok"], "unknown profile 'vok'"),
+        (["--profile", "folder"], "profile folder needs data_dir"),
+        (["--profile", "voc"], "no VOC 2012 at"),
+        (["--split", "trian"], r"trian\.txt is missing: splits here are"),
+        (["--crop", "81"], "crops of 81 pixels are no multiple of a patch of 8"),
+        (["--weights", "none.pt"], "are neither a file nor a tag of MiniCLIP"),
+        (["--device", "gpu"], "device 'gpu': choose cpu or cuda"),
+        (["--batch", "400"], "16 pictures.* do not fill a batch of 400"),
+    ],
+)
+def test_command_line_errors(world, tmp_path, more, message) -> None:
+    data = write_voc(
+        tmp_path / "data", dict(zip(("train", "val", "test"), SMOKE.drawn, strict=True))
+    )
+    place = [] if "--profile" in more else ["--data-dir", str(data)]
+    with pytest.raises(SystemExit, match=message):
+        train.main([*COMMAND, *place, "--out", str(tmp_path / "out"), *more])
