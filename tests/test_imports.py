@@ -37,6 +37,9 @@ ALLOWED = {
     | {"backbone", "cache", "checkpoint", "datasets", "distributed", "evaluate", "loop", "metrics"}
     | {"model", "repro", "results", "sources"},
     "evaluate": LEAVES | MATHS | {"backbone", "datasets", "decoder"},
+    "inference": LEAVES
+    | {"backbone", "checkpoint", "datasets", "decoder", "evaluate", "metrics", "pictures"}
+    | {"plotting"},
     "study": LEAVES
     | {"backbone", "cache", "datasets", "evaluate", "loop", "metrics", "model", "repro", "train"},
     "repro": LEAVES,

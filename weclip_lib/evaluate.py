@@ -1,15 +1,19 @@
 """Inference (single scale; multi-scale with flip) and scores of decoders and of pseudo labels."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
 from weclip_lib.backbone import Backbone
+from weclip_lib.config import CRF
+from weclip_lib.crf import dense_crf
 from weclip_lib.datasets import MaskedImages, batches, normalise
 from weclip_lib.decoder import Decoder
 from weclip_lib.metrics import confusion_matrix
@@ -64,9 +68,14 @@ def predict(
     return [(one, torch.stack(all_).mean(0)) for one, all_ in zip(single, scaled, strict=True)]
 
 
+def enlarge(logits: Logits, size: tuple[int, int]) -> Float[Tensor, "batch cls height width"]:
+    """Logits at `size` pixels, bilinearly."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
 def label_map(logits: Logits, size: tuple[int, int]) -> Integer[Tensor, "batch height width"]:
     """Class ids at `size` pixels: enlarge the logits bilinearly, then take the best class."""
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).max(dim=1).indices
+    return enlarge(logits, size).max(dim=1).indices
 
 
 def resize_longer(
@@ -83,6 +92,13 @@ def resize_longer(
     return F.interpolate(images, size, mode="bilinear", align_corners=False)
 
 
+def with_crf(
+    logits: Float[Tensor, "cls height width"], image: UInt8[np.ndarray, "height width 3"], crf: CRF
+) -> Integer[np.ndarray, "height width"]:
+    """Class ids of one picture after the dense CRF; logits at the picture's size."""
+    return dense_crf(logits.softmax(dim=0).float().cpu().numpy(), image, crf).argmax(axis=0)
+
+
 def score_decoders(
     backbone: Backbone,
     decoders: Mapping[Key, Decoder],
@@ -92,40 +108,63 @@ def score_decoders(
     flip: bool = True,
     long_side: int = 0,
     batch: int = 8,
-) -> dict[Key, tuple[Integer[Tensor, "cls cls"], Integer[Tensor, "cls cls"]]]:
-    """Confusion matrices of each decoder: (single scale, averaged over scales and flips).
+    crf: CRF | None = None,
+) -> dict[Key, tuple[Integer[Tensor, "cls cls"], ...]]:
+    """Confusion matrices of each decoder: single scale, averaged over scales and flips, with CRF.
 
     Pictures of one batch have to be of one size; use `batch=1` where sizes differ.
 
     Args:
         long_side: Pixels of the longer side that pictures are scaled to; 0: as they are. Logits
             are judged at the mask's size.
+        crf: Of the averaged logits, on all cores; None: there are two matrices a decoder.
     """
     modes = {name: decoder.training for name, decoder in decoders.items()}
     for decoder in decoders.values():
         decoder.eval()
-    count = dataset.labels.class_count
+    count, device = dataset.labels.class_count, next(backbone.parameters()).device
 
-    def table(logits: Logits, masks: list[Tensor]) -> Integer[Tensor, "cls cls"]:
-        rows = zip(logits.split(1), masks, strict=True)
-        found = [confusion_matrix(label_map(x, tuple(m.shape))[0].cpu(), m, count) for x, m in rows]
-        return torch.stack(found).sum(0)
+    def judged(found: Tensor, mask: UInt8[np.ndarray, "height width"]) -> Tensor:
+        return confusion_matrix(found.cpu(), torch.from_numpy(mask), count)
 
-    totals = {name: torch.zeros(2, count, count, dtype=torch.long) for name in decoders}
-    for rows in tqdm(
-        list(batches(range(len(dataset)), batch)), desc=f"scoring {dataset.split}", unit="batch"
-    ):
-        images = normalise([dataset.image(row) for row in rows], backbone.statistics)
-        images = resize_longer(images.to(next(backbone.parameters()).device), long_side)
-        masks = [torch.from_numpy(dataset.mask(row)) for row in rows]
-        outputs = predict(backbone, list(decoders.values()), images, scales=scales, flip=flip)
-        for name, (single, mean) in zip(decoders, outputs, strict=True):
-            tables = [table(single, masks)]
-            tables.append(tables[0] if mean is single else table(mean, masks))
-            totals[name] += torch.stack(tables)
+    def tables(
+        single: Logits, mean: Logits, mask: np.ndarray, image: np.ndarray, pool: ThreadPoolExecutor
+    ) -> list[Tensor | Future]:
+        """Of one picture; what the CRF makes comes later."""
+        size = mask.shape[-2:]
+        found = [judged(label_map(single, size)[0], mask)]
+        found.append(found[0] if mean is single else judged(label_map(mean, size)[0], mask))
+        if crf:
+            large = enlarge(mean, size)[0]
+            found.append(
+                pool.submit(lambda: judged(torch.from_numpy(with_crf(large, image, crf)), mask))
+            )
+        return found
+
+    totals = {n: torch.zeros(3 if crf else 2, count, count, dtype=torch.long) for n in decoders}
+    with ThreadPoolExecutor() as pool:
+        for rows in tqdm(
+            list(batches(range(len(dataset)), batch)), desc=f"scoring {dataset.split}", unit="batch"
+        ):
+            pictures = [dataset.image(row) for row in rows]
+            masks = [dataset.mask(row) for row in rows]
+            images = normalise(pictures, backbone.statistics).to(device)
+            images = resize_longer(images, long_side)
+            outputs = predict(backbone, list(decoders.values()), images, scales=scales, flip=flip)
+            waiting = [
+                (name, tables(one, one if mean is single else other, mask, picture, pool))
+                for name, (single, mean) in zip(decoders, outputs, strict=True)
+                for one, other, mask, picture in zip(
+                    single.split(1), mean.split(1), masks, pictures, strict=True
+                )
+            ]
+            for name, found in waiting:
+                totals[name] += torch.stack(
+                    [t.result() if isinstance(t, Future) else t for t in found]
+                )
     for name, decoder in decoders.items():
         decoder.train(modes[name])
-    return {name: (total[0], total[1]) for name, total in totals.items()}
+    return {name: tuple(total) for name, total in totals.items()}
 
 
 def score_labels(

@@ -145,7 +145,7 @@ class Study:
             dataset = self.split(split)
             decoders = {key: found.model.decoder for key, found in trained.items()}
             found = score_decoders(self.backbone, decoders, dataset, scales=(1.0,), flip=False)
-            for (variant, seed), (single, _) in found.items():
+            for (variant, seed), (single, *_) in found.items():
                 value = scores(single).miou
                 rows.append(self.row(variant, seed, split, "miou", value, len(dataset)))
         return rows
