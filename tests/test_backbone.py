@@ -1,3 +1,4 @@
+import json
 import warnings
 
 import open_clip
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 from weclip_lib import backbone as module
+from weclip_lib import weights as sources
 from weclip_lib.backbone import load_backbone, run_block
 
 
@@ -94,11 +96,11 @@ def test_unknown_names(name, weights, message) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_damaged_weights(damage, tmp_path, monkeypatch) -> None:
-    weights = module.MINICLIP_FOLDER / "MiniCLIP.safetensors"
-    (tmp_path / "card.json").write_text((module.MINICLIP_FOLDER / "card.json").read_text())
+    weights = sources.MINICLIP_FOLDER / "MiniCLIP.safetensors"
+    (tmp_path / "card.json").write_text((sources.MINICLIP_FOLDER / "card.json").read_text())
     if damage == "truncated":
         (tmp_path / weights.name).write_bytes(weights.read_bytes()[:-1000])
-    monkeypatch.setattr(module, "MINICLIP_FOLDER", tmp_path)
+    monkeypatch.setattr(sources, "MINICLIP_FOLDER", tmp_path)
     error = FileNotFoundError if damage == "missing" else ValueError
     with pytest.raises(error, match="restore it"):
         load_backbone("MiniCLIP", "miniclip")
@@ -110,3 +112,53 @@ def test_weights_from_a_local_file(tmp_path) -> None:
     loaded = load_backbone("MiniCLIP", tmp_path / "weights.pt")
     for ours, theirs in zip(loaded.clip.parameters(), clip.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("RN50", "its image tower is a ResNet"),
+        ("ViT-B-16-SigLIP", r"its image tower is timm's vit_base_patch16_siglip_224 \(SigLIP"),
+        ("ViT-L-14-CLIPA", "it averages patches before its last norm"),
+        ("coca_ViT-B-32", "it pools patches by attention"),
+        ("nllb-clip-base", "its text tower is facebook/nllb-200-distilled-600M"),
+        ("convnext_base", "its image tower is timm's convnext_base"),
+    ],
+)
+def test_backbones_that_are_refused_and_why(name, reason) -> None:
+    with pytest.raises(ValueError, match=f"{name} cannot be a backbone here: {reason}"):
+        load_backbone(name, "openai")
+
+
+def test_families_that_are_not_refused() -> None:
+    names = ("ViT-B-16", "ViT-B-16-quickgelu", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "MiniCLIP")
+    assert [sources.refusal(name) for name in names] == [None] * len(names)
+    allowed = [name for name in open_clip.list_models() if not sources.refusal(name)]
+    assert len(allowed) > 30
+
+
+def test_a_checkpoint_folder_of_open_clip(tmp_path) -> None:
+    clip = open_clip.create_model("MiniCLIP", load_weights=False)
+    with pytest.raises(FileNotFoundError, match=r"has none of open_clip_model\.safetensors"):
+        load_backbone("MiniCLIP", tmp_path)
+    torch.save(clip.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    loaded, statistics = sources.load_pretrained("MiniCLIP", tmp_path)
+    assert torch.equal(loaded.visual.proj, clip.visual.proj)
+    assert statistics == (loaded.visual.image_mean, loaded.visual.image_std)
+    shown = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": shown}))
+    _, statistics = sources.load_pretrained("MiniCLIP", tmp_path)
+    assert statistics == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_offline_without_weights_says_what_to_fetch(monkeypatch) -> None:
+    def offline(*_, **__) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(open_clip, "create_model", offline)
+    with pytest.raises(FileNotFoundError) as error:
+        load_backbone("ViT-B-16-quickgelu", "openai")
+    said = str(error.value)
+    assert "'openai' of ViT-B-16-quickgelu are not here and cannot be fetched (Network" in said
+    assert "ViT-B-16.pt or open_clip_model.safetensors of https://huggingface.co/timm/" in said
+    assert "give its path as `weights`" in said

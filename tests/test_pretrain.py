@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from weclip_lib.backbone import MINICLIP_FOLDER, load_backbone
+from weclip_lib.backbone import load_backbone
 from weclip_lib.config import MINICLIP_ROUNDS, Phase, Pretraining, World
 from weclip_lib.pretrain import (
     VOTE_POWER,
@@ -24,6 +24,7 @@ from weclip_lib.pretrain import (
     train,
     vocabulary,
 )
+from weclip_lib.weights import MINICLIP_FOLDER
 
 TINY = Pretraining(
     seed=1000,

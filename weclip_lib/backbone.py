@@ -4,12 +4,9 @@ Any open_clip vision transformer with a class token. Blocks count from 0; the la
 to `cam.py`, as in the official code, where it runs only inside Grad-CAM (REFERENCE 1).
 """
 
-import json
-import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -20,15 +17,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from weclip_lib.checkpoint import load_clip
+from weclip_lib.weights import load_pretrained, miniclip_weights, refusal
 
-MINICLIP_FOLDER = Path(__file__).resolve().parents[1] / "data" / "miniclip"
 MINICLIP_STATISTICS = ((0.5,) * 3, (64 / 255,) * 3)
 # Differs: CLIP was trained with its own statistics; the official WeCLIP feeds it these
 # (datasets/transforms.py; REFERENCE 9).
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-open_clip.add_model_config(MINICLIP_FOLDER / "MiniCLIP.json")
-
 
 Heads = Float[Tensor, "batch head token channel"]
 
@@ -204,34 +198,6 @@ class Backbone(nn.Module):
             )
 
 
-def _file_hash(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest()
-
-
-def untrained(name: str) -> nn.Module:
-    """An open_clip model to load weights into, and not the warning that it has none."""
-    logging.disable(logging.WARNING)
-    try:
-        return open_clip.create_model(name, load_weights=False)
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _check_miniclip() -> tuple[Path, frozenset[str]]:
-    """The weights that ship, checked, and the words of their training captions."""
-    card = json.loads((MINICLIP_FOLDER / "card.json").read_text())
-    path = MINICLIP_FOLDER / "MiniCLIP.safetensors"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: restore it with `git checkout -- {path.name}`")
-    found = _file_hash(path)
-    if found != card["sha256"]:
-        raise ValueError(
-            f"{path} is not the file that ships (sha256 {found[:12]}..., "
-            f"expected {card['sha256'][:12]}...): restore it from git or run `make pretrain`"
-        )
-    return path, frozenset(card["vocabulary"])
-
-
 def load_backbone(
     name: str, weights: str | Path, statistics: Literal["imagenet", "own"] = "own"
 ) -> Backbone:
@@ -239,35 +205,23 @@ def load_backbone(
 
     Args:
         name: Of an open_clip model configuration, such as `ViT-B-16-quickgelu` or `MiniCLIP`.
-        weights: A tag of open_clip (`openai`), a local file, or `miniclip` for what ships.
+        weights: A tag of open_clip (`openai`), a local file, a checkpoint folder of open_clip, or
+            `miniclip` for what ships.
         statistics: What normalises pixels: those that the model was trained with, or ImageNet's.
 
     Raises:
-        ValueError: If the name or the tag is unknown, or a file is not what it should be.
-        FileNotFoundError: If a file is not there.
+        ValueError: If the name or the tag is unknown, the model cannot be a backbone, or a file
+            is not what it should be.
+        FileNotFoundError: If a file is not there; the error says where to get it.
     """
-    if name not in open_clip.list_models():
-        raise ValueError(f"unknown backbone {name!r}: choose one of open_clip.list_models()")
-    tokenizer = open_clip.get_tokenizer(name)
+    if problem := refusal(name):
+        raise ValueError(problem)
     vocabulary = None
     if weights == "miniclip":
-        weights, vocabulary = _check_miniclip()
-    if Path(weights).exists():
-        clip = untrained(name)
-        load_clip(clip, Path(weights))
-    else:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if str(weights) not in tags:
-            raise ValueError(
-                f"weights {str(weights)!r} are neither a file nor a tag of {name}: "
-                f"give a path, or one of {', '.join(tags) or 'no tags'}"
-            )
-        clip = open_clip.create_model(name, pretrained=str(weights), require_pretrained=True)
+        weights, vocabulary = miniclip_weights()
+    clip, own = load_pretrained(name, weights)
     if statistics == "imagenet":
-        chosen = IMAGENET_STATISTICS
-    else:
-        visual = clip.visual
-        chosen = (
-            MINICLIP_STATISTICS if name == "MiniCLIP" else (visual.image_mean, visual.image_std)
-        )
-    return Backbone(clip, tokenizer, chosen, vocabulary)
+        own = IMAGENET_STATISTICS
+    elif name == "MiniCLIP":
+        own = MINICLIP_STATISTICS
+    return Backbone(clip, open_clip.get_tokenizer(name), own, vocabulary)

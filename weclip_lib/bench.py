@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_c
 from tqdm import tqdm
 
 from weclip_lib import cam
-from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone, untrained
+from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
 from weclip_lib.config import PROFILES, Budget, DecoderShape, Method
 from weclip_lib.evaluate import predict
 from weclip_lib.files import write_text
@@ -41,6 +41,7 @@ from weclip_lib.labels import VOC
 from weclip_lib.loop import build_optimizer
 from weclip_lib.model import WeCLIP
 from weclip_lib.results import RESULTS, render_pages, write_provenance
+from weclip_lib.weights import untrained
 
 BASE, STEP = "frozen blocks but the last", "whole step"
 INFERENCE_BASE, INFERENCE = "inference, frozen blocks", "inference, whole"

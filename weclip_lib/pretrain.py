@@ -29,11 +29,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from weclip_lib.backbone import MINICLIP_FOLDER, embed, run_block
+from weclip_lib.backbone import embed, run_block
 from weclip_lib.config import MINICLIP_ROUNDS, Phase, Pretraining, World
 from weclip_lib.files import whole, write_text
 from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
 from weclip_lib.minivoc import SPLIT_SEEDS, TEMPLATES, draw, draw_many, with_article
+from weclip_lib.weights import MINICLIP_FOLDER
 
 PHRASES = MINIVOC_CLASSES + MINIVOC_BACKGROUNDS
 MEAN, STD = 127.5, 64.0  # of pixels in 0-255; MiniCLIP's statistics
