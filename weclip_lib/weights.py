@@ -1,4 +1,4 @@
-"""Where a backbone's weights come from: a tag of open_clip, a file, a checkpoint folder, or MiniCLIP.
+"""Where a backbone's weights come from: a tag of open_clip, a file, a folder, or MiniCLIP.
 
 Nothing falls back in silence: without its weights there is no backbone.
 """
