@@ -21,7 +21,7 @@ ALLOWED = {
     "cam": LEAVES | MATHS | {"backbone", "last_block"},
     "rfm": LEAVES | MATHS,
     "model": LEAVES | MATHS | {"backbone", "decoder", "cam", "rfm"},
-    "minivoc": LEAVES,
+    "minivoc": LEAVES | {"pictures"},
     "pictures": {"files", "labels"},
     "layouts": {"labels"},
     "prepare": LEAVES | {"layouts", "pictures"},

@@ -24,11 +24,11 @@ from tqdm import tqdm
 from weclip_lib.config import World
 from weclip_lib.files import locked, whole
 from weclip_lib.labels import (
-    COLORMAP,
     IGNORE_INDEX,
     MINIVOC_BACKGROUNDS,
     MINIVOC_CLASSES,
 )
+from weclip_lib.pictures import write_mask
 
 Points = Float[np.ndarray, "_ 2"]
 Part = tuple[Points, int]  # a polygon in the unit square [-1, 1], and the role of its colour
@@ -541,13 +541,6 @@ def draw_many(
 # --- on disk ---------------------------------------------------------------------------------
 
 
-def save_mask(mask: UInt8[np.ndarray, "height width"], path: Path) -> None:
-    """Write class ids as an indexed PNG in the VOC palette."""
-    image = Image.fromarray(mask)
-    image.putpalette([value for colour in COLORMAP for value in colour])
-    image.save(path)
-
-
 def _draw_into(folder: Path, counts: dict[str, int], world: World, processes: int) -> None:
     """Draw splits into an empty folder."""
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
@@ -560,7 +553,7 @@ def _draw_into(folder: Path, counts: dict[str, int], world: World, processes: in
             for name, scene in zip(names, scenes, strict=True):
                 jpeg = folder / "JPEGImages" / f"{name}.jpg"
                 Image.fromarray(scene.image).save(jpeg, quality=95)
-                save_mask(scene.mask, folder / "SegmentationClass" / f"{name}.png")
+                write_mask(folder / "SegmentationClass" / f"{name}.png", scene.mask)
                 rows.append((name, ";".join(scene.classes)))
                 progress.update()
             listing = folder / "ImageSets/Segmentation" / f"{split}.txt"
