@@ -33,7 +33,7 @@ ALLOWED = {
     "distributed": set(),
     "sources": {"cache", "datasets", "labels", "model"},
     "state": LEAVES | {"checkpoint"},
-    "loop": LEAVES | {"cache", "distributed", "model", "sources", "state"},
+    "loop": LEAVES | {"cache", "datasets", "distributed", "model", "sources", "state"},
     "train": LEAVES
     | {"backbone", "cache", "checkpoint", "datasets", "distributed", "evaluate", "loop", "metrics"}
     | {"model", "repro", "results", "sources"},
@@ -42,7 +42,7 @@ ALLOWED = {
     | {"backbone", "checkpoint", "datasets", "decoder", "evaluate", "metrics", "pictures"}
     | {"plotting"},
     "study": LEAVES
-    | {"backbone", "cache", "datasets", "evaluate", "loop", "metrics", "model", "repro", "train"},
+    | {"backbone", "cache", "datasets", "evaluate", "loop", "metrics", "model", "sources", "train"},
     "repro": LEAVES,
     "results": LEAVES | {"repro"},
     "plotting": LEAVES,

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -159,8 +160,7 @@ def test_training_repeats_bit_for_bit_and_is_kept(backbone, features, static, tm
     def run(folder):
         return trained_decoder(
             lambda: build(backbone),
-            features,
-            static.label,
+            FrozenSource(features, static.label),
             SMOKE.budget,
             seed=3,
             folder=tmp_path / folder,
@@ -180,11 +180,12 @@ def test_watching_changes_nothing(backbone, features, static) -> None:
     plain, watched = build(backbone), build(backbone)
     watched.decoder.load_state_dict(plain.decoder.state_dict())
     train_decoder(plain, FrozenSource(features, static.label), budget, seed=0)
-    run = train_decoder(watched, FrozenSource(features, static.label), budget, seed=0, watch=rows)
+    look = partial(rfm_label, features=features, rows=rows)
+    run = train_decoder(watched, FrozenSource(features, static.label), budget, seed=0, watch=look)
     weights = [model.decoder.state_dict().values() for model in (plain, watched)]
     assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
     assert run.watched_at == [1, 2, 3]
-    assert torch.equal(run.watched[-1].long(), rfm_label(watched, features, rows))
+    assert torch.equal(run.watched[-1], rfm_label(watched, features, rows))
 
 
 def test_training_on_some_rows(backbone, features, static) -> None:

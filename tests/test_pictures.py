@@ -10,6 +10,7 @@ from weclip_lib.pictures import (
     picture_size,
     read_image,
     read_mask,
+    squared,
     write_mask,
 )
 
@@ -98,3 +99,11 @@ def test_masks(picture, tmp_path) -> None:
     assert "a.png is 29x20 pixels, its picture 30x20" in mask_problem(path, tmp_path / "a.jpg", 3)
     picture.save(path)
     assert "mask of mode RGB" in mask_problem(path, tmp_path / "a.jpg", 3)
+
+
+def test_squares_keep_the_middle() -> None:
+    ids = np.zeros((20, 50), np.uint8)
+    ids[:, 15:35], ids[:, :15] = 3, 7
+    assert (squared(ids, 20, nearest=True) == 3).all()
+    assert (squared(ids, 40, nearest=True) == 3).all()
+    assert squared(np.zeros((50, 20, 3), np.uint8), 16).shape == (16, 16, 3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from weclip_lib.config import PROFILES
+from weclip_lib.datasets import data_folder
 from weclip_lib.study import Study, Variant
 
 SMOKE = PROFILES["smoke"]
@@ -16,7 +17,7 @@ BUDGET = replace(SMOKE.budget, steps=2)
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Study:
     folder = tmp_path_factory.mktemp("study")
-    return Study(SMOKE, folder, data_dir=str(folder / "data"))
+    return Study(SMOKE, data_folder(SMOKE, str(folder / "data")), folder)
 
 
 def test_variants_share_features(study) -> None:
@@ -63,15 +64,36 @@ def test_watched_labels_are_held_against_their_own_masks(study) -> None:
 
 
 def test_masks_of_some_pictures(study) -> None:
-    """A part is a set of pictures with their mirror images; a larger part contains a smaller."""
+    """A larger part contains a smaller; mirror images belong to their picture."""
     count = len(study.train)
-    parts = [study.masked_rows(Variant("m", masks=share), 3) for share in (0.25, 0.5, 1.0)]
-    assert [len(part) for part in parts] == [2 * 4, 2 * 8, 2 * 16]
-    assert set(parts[0]) < set(parts[1]) < set(parts[2]) == set(range(2 * count))
-    assert {row + count for row in parts[0] if row < count} == {r for r in parts[0] if r >= count}
-    assert parts[0] != study.masked_rows(Variant("m", masks=0.25), 4)
+    quarter, half, every = (Variant("m", masks=share) for share in (0.25, 0.5, 1.0))
+    parts = [study.masked_rows(variant, 3) for variant in (quarter, half, every)]
+    assert [len(part) for part in parts] == [4, 8, 16]
+    assert set(parts[0]) < set(parts[1]) < set(parts[2]) == set(range(count))
+    assert study.source(quarter, 3).pool == [*parts[0], *(row + count for row in parts[0])]
+    assert parts[0] != study.masked_rows(quarter, 4)
     with pytest.raises(ValueError, match="do not fill a batch"):
         study.train_decoder(Variant("m", masks=0.07), BUDGET, 0)
+
+
+def test_pictures_that_are_augmented(study, tmp_path) -> None:
+    """As in profile voc: other sizes, trained on crops, looked at as squares."""
+    budget = replace(BUDGET, crop=80)
+    setting = replace(SMOKE, augment=True, seen=5, budget=budget, long_side=120, judged=("val",))
+    other = Study(setting, study.folder, tmp_path, pictures=12)
+    assert (len(other.train), len(other.seen), len(other.looked_at())) == (12, 5, 5)
+    features, static = other.features(Variant("x")), other.static(Variant("x"))
+    assert features.images.shape == (10, 80, 80, 3) and static.label.shape == (10, 80, 80)
+    assert other.true_labels.shape == (10, 80, 80)
+    weak, masked = Variant("tags"), Variant("masks", masks=0.5)
+    trained = {(v.name, 0): other.train_decoder(v, budget, 0, watch=[1]) for v in (weak, masked)}
+    assert trained["tags", 0].watched.shape == (2, 1, 80, 80)
+    again = other.train_decoder(weak, budget, 0, watch=[1])
+    assert again.cpu_seconds == trained["tags", 0].cpu_seconds
+    assert len(other.source(masked, 0)) == 6
+    rows = other.score(trained, setting.judged)
+    assert [row["n_images"] for row in rows] == [6, 6]
+    assert {row["iteration"] for row in other.watched_scores(trained, [1])} == {1, 2}
 
 
 def test_masked_and_weak_runs_are_different(study) -> None:

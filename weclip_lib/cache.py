@@ -86,16 +86,8 @@ class FrozenDataset:
         self.statistics = model.backbone.statistics
 
     def _key(self, model: WeCLIP, dataset: LabelledImages) -> str:
-        weights = sha256()
-        for tensor in (*model.backbone.state_dict().values(), model.foreground, model.background):
-            weights.update(tensor.cpu().numpy().tobytes())
-        return _key(
-            source_hash(*FEATURES_BY),
-            weights.hexdigest(),
-            model.backbone.statistics,
-            self.layers,
-            dataset.digest(),
-        )
+        about = frozen_key(model), model.backbone.statistics, self.layers, dataset.digest()
+        return _key(source_hash(*FEATURES_BY), *about)
 
     def _write(self, model: WeCLIP, dataset: LabelledImages, path: Path, batch: int) -> None:
         images = [dataset.image(index) for index in range(len(dataset))]
@@ -144,6 +136,14 @@ class FrozenDataset:
     def pixels(self, rows: list[int]) -> Float[Tensor, "batch 3 height width"]:
         """The normalised pictures of some rows."""
         return normalise(list(self.images[rows].numpy()), self.statistics)
+
+
+def frozen_key(model: WeCLIP) -> str:
+    """Hash of the backbone's weights and of the prompts' embeddings."""
+    total = sha256()
+    for tensor in (*model.backbone.state_dict().values(), model.foreground, model.background):
+        total.update(tensor.cpu().numpy().tobytes())
+    return total.hexdigest()
 
 
 @dataclass(frozen=True)

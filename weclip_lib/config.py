@@ -185,6 +185,8 @@ class Profile:
     scales: tuple[float, ...] = (1.0, 0.75)  # of inference; official
     long_side: int = 0  # pixels of a picture's longer side at inference; 0: as it is; official: 512
     train_split: str = "train"
+    judged: tuple[str, ...] = ("val", "test")  # splits that have masks, to judge decoders by
+    seen: int = 0  # training pictures whose pseudo labels are looked at; 0: all
     augment: bool = False  # rescaled and cropped anew in every step; else features are kept
     # MiniVOC only: pictures drawn for (train, val, test)
     drawn: tuple[int, int, int] = (0, 0, 0)
@@ -216,6 +218,8 @@ PROFILES = {
         "openai",
         long_side=512,
         train_split="train_aug",
+        judged=("val",),
+        seen=200,
         augment=True,
     ),
     "folder": Profile(  # one's own: data_dir says where, and brings the classes
@@ -224,6 +228,8 @@ PROFILES = {
         "ViT-B-16-quickgelu",
         "openai",
         long_side=512,
+        judged=("masked",),
+        seen=200,
         augment=True,
     ),
     "coco": Profile(
@@ -232,6 +238,8 @@ PROFILES = {
         "ViT-B-16-quickgelu",
         "openai",
         long_side=512,
+        judged=("val",),
+        seen=200,
         augment=True,
         method=Method(box_threshold=0.7, rfm_layers=10),
         budget=Budget(steps=80_000),

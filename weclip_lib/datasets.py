@@ -20,7 +20,7 @@ from weclip_lib.config import Profile, get_profile
 from weclip_lib.labels import LabelSet
 from weclip_lib.layouts import data_root, is_own, own_labels, read_listing
 from weclip_lib.minivoc import SPLIT_SEEDS, write_voc
-from weclip_lib.pictures import picture_problem, read_image, read_mask
+from weclip_lib.pictures import picture_problem, read_image, read_mask, squared
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -37,6 +37,8 @@ class LabelledImages:
         labels: Class names.
         min_size: Smallest side a picture may have, in pixels: one patch.
         limit: Only the first so many pictures; 0: all.
+        square: Show every picture, and mask, as a square of so many pixels (`pictures.squared`);
+            0: as they are.
         skip_broken: Leave out pictures that are not as they should be, and keep what is wrong
             with them in `broken`.
 
@@ -52,9 +54,10 @@ class LabelledImages:
         *,
         min_size: int = 1,
         limit: int = 0,
+        square: int = 0,
         skip_broken: bool = False,
     ) -> None:
-        self.folder, self.split, self.labels = folder, split, labels
+        self.folder, self.split, self.labels, self.square = folder, split, labels, square
         listing = read_listing(folder, split, labels.classes)
         rows = range(len(listing.names))[: limit or None]
         with ThreadPoolExecutor() as pool:
@@ -79,14 +82,22 @@ class LabelledImages:
 
     def image(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         """Decode picture `index`."""
-        return read_image(self.images[index])
+        image = read_image(self.images[index])
+        return squared(image, self.square) if self.square else image
 
     def digest(self) -> str:
         """Hash of names, labels and picture files: changes when any of them does."""
-        total = sha256(repr((self.names, self.image_labels.tolist())).encode())
+        about = (self.names, self.image_labels.tolist(), *([self.square] if self.square else []))
+        total = sha256(repr(about).encode())
         for path in self.images:
             total.update(path.read_bytes())
         return total.hexdigest()
+
+    def stamp(self) -> str:
+        """The same by size and time of the files, which takes no time with many of them."""
+        files = [(path.name, *path.stat()[6:9:2]) for path in self.images]
+        about = (self.names, self.image_labels.tolist(), self.square, files)
+        return sha256(repr(about).encode()).hexdigest()
 
 
 class MaskedImages(LabelledImages):
@@ -98,7 +109,8 @@ class MaskedImages(LabelledImages):
         Raises:
             ValueError: If the mask is missing, or holds an id of no class.
         """
-        return read_mask(self._masks[index], self.labels.class_count)
+        mask = read_mask(self._masks[index], self.labels.class_count)
+        return squared(mask, self.square, nearest=True) if self.square else mask
 
 
 def normalise(

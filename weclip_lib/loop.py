@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
 from weclip_lib.cache import FrozenDataset
 from weclip_lib.config import Budget
+from weclip_lib.datasets import batches
 from weclip_lib.distributed import Group
 from weclip_lib.files import write_text
 from weclip_lib.model import Frozen, WeCLIP
@@ -23,6 +24,7 @@ from weclip_lib.state import checkpoints, load_state, save_state
 WARMUP_RATIO = 1e-6  # of the learning rate, at step 0; official PolyWarmupAdamW
 WATCHED_TIMES = 10  # that the pseudo labels of watched pictures are kept in a run
 LOG_EVERY = 20  # steps a point of the curve
+NOTHING = torch.empty(0, 0, 0, 0, dtype=torch.uint8)  # watched
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,20 @@ def build_optimizer(model: WeCLIP, budget: Budget) -> torch.optim.AdamW:
 
 
 def rfm_label(
-    model: WeCLIP, features: FrozenDataset, rows: list[int]
-) -> Integer[Tensor, "row height width"]:
+    model: WeCLIP, features: FrozenDataset, rows: Sequence[int], *, batch: int = 8
+) -> UInt8[Tensor, "row height width"]:
     """The pseudo labels that the RFM makes of some rows, with the decoder as it is now."""
-    frozen = features.frozen(rows)
-    training = model.training
-    with torch.no_grad():
-        _, affinity = model.eval().decoder(frozen.tokens, tuple(frozen.cam.shape[-2:]))
+    training, found = model.training, []
+    model.eval()
+    for part in batches(rows, batch):
+        frozen = features.frozen(part)
+        with torch.no_grad():
+            _, affinity = model.decoder(frozen.tokens, tuple(frozen.cam.shape[-2:]))
+        refined = model.refine_cam(frozen, affinity)
+        label = model.pseudo_label(refined, features.pixels(part), features.labels[part])
+        found.append(label.to(torch.uint8))
     model.train(training)
-    refined = model.refine_cam(frozen, affinity)
-    return model.pseudo_label(refined, features.pixels(rows), features.labels[rows])
+    return torch.cat(found)
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,7 @@ def train_decoder(
     budget: Budget,
     *,
     seed: int,
-    watch: Sequence[int] = (),
+    watch: Callable[[WeCLIP], UInt8[Tensor, "row height width"]] | None = None,
     progress: str = "training",
     long: Long = Long(),
 ) -> Trained:
@@ -168,9 +174,8 @@ def train_decoder(
         source: Pictures, and labels where they are given.
         budget: `batch` counts pictures of all processes and accumulated parts together.
         seed: Of the order of the pictures and of dropout; the decoder is as it is passed.
-        watch: Rows of a `FrozenSource` whose pseudo labels by the RFM are kept ten times on the
-            way. Training does not depend on it, and sees no score: somebody else holds them
-            against masks.
+        watch: Makes pseudo labels that are kept ten times on the way. Training does not depend on
+            them, and sees no score: somebody else holds them against masks.
         progress: Name of the bar.
         long: Checkpoints, validation, precision, processes. A run goes on from its newest
             checkpoint, and ends with the weights that it would have had without a stop.
@@ -247,13 +252,9 @@ def train_decoder(
             group.wait()
         if done in watched_at:
             paused = time.process_time()
-            parts = [
-                rfm_label(model, source.features, list(watch[start : start + budget.batch]))
-                for start in range(0, len(watch), budget.batch)
-            ]
-            kept.append(torch.cat(parts).to(torch.uint8))
+            kept.append(watch(model))
             began += time.process_time() - paused
-    watched = torch.stack(kept) if kept else torch.empty(0, 0, 0, 0, dtype=torch.uint8)
+    watched = torch.stack(kept) if kept else NOTHING
     return Trained(model.eval(), history, time.process_time() - began, watched, watched_at)
 
 

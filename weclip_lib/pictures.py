@@ -122,6 +122,22 @@ def write_mask(path: Path, mask: UInt8[np.ndarray, "height width"]) -> None:
         image.save(partial, format="PNG")
 
 
+def squared(
+    pixels: UInt8[np.ndarray, "height width *channel"], side: int, *, nearest: bool = False
+) -> UInt8[np.ndarray, "side side *channel"]:
+    """A square of `side` pixels: scaled by the shorter side, and cut at the centre.
+
+    Args:
+        nearest: For masks: class ids are never mixed.
+    """
+    height, width = pixels.shape[:2]
+    how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    size = [max(side, round(length * side / min(height, width))) for length in (width, height)]
+    scaled = np.asarray(Image.fromarray(pixels).resize(size, how))
+    left, top = ((length - side) // 2 for length in size)
+    return np.ascontiguousarray(scaled[top : top + side, left : left + side])
+
+
 def mask_problem(mask: Path, image: Path, class_count: int) -> str | None:
     """What is wrong with a mask; None if nothing is."""
     try:

@@ -31,11 +31,12 @@ PRESETS = {
     "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 200, "pictures": 300},
     "studies": {"profile": "mini", "seed": 0, "seed_count": 3, "steps": 0, "pictures": 0},
 }
-COMPARISONS = (  # many decoders each
+SHORTER = (  # many decoders each, or pictures encoded in every step
     "03_rfm_ablation",
     "04_layer_count",
     "05_fully_supervised",
     "07_official_vs_intended",
+    "08_your_own_images",
 )
 READ_BENCH = ("06_training_cost",)  # what `make bench` wrote
 BUDGETS = {  # of those, in the presets; length: long runs are then those of notebook 02
@@ -212,7 +213,7 @@ def main() -> None:
         jobs = []
         for notebook in notebooks:
             declared = declared_parameters(notebook)
-            budget = preset | (shorter if notebook.stem in COMPARISONS else {})
+            budget = preset | (shorter if notebook.stem in SHORTER else {})
             chosen = {k: v for k, v in budget.items() if k in declared} | given
             check_parameters(notebook, chosen)
             jobs.append((notebook, chosen))
@@ -226,7 +227,10 @@ def main() -> None:
         try:
             ran = run_notebook(notebook, folder, chosen)
         except OSError as error:
-            raise SystemExit(f"error: {notebook.name}: {error}") from error
+            raise SystemExit(
+                f"error: {notebook.name}: {error}; finished runs in {folder} are as they were: "
+                "make room there, or choose --out"
+            ) from error
         except PapermillExecutionError as error:
             where = folder / ".partial" / notebook.stem / "notebooks" / notebook.name
             raise SystemExit(f"error: {notebook.name} failed, see {where}\n{error}") from error

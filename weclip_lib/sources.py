@@ -6,6 +6,7 @@ the step alone, so that a resumed run goes on as if it had never stopped.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -58,7 +59,8 @@ class FrozenSource:
     ) -> None:
         self.features, self.labels = features, labels
         self.pool = list(rows or range(len(features.labels)))
-        self.key = features.key
+        given = sha256(labels.numpy().tobytes()).hexdigest()
+        self.key = f"{features.key}-{given}-{sha256(repr(self.pool).encode()).hexdigest()}"
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -171,6 +173,7 @@ class AugmentedSource:
     Args:
         images: With masks (`MaskedImages`), the masks are what is learned: full supervision.
         crop: Pixels a side.
+        rows: Of them to train on; all by default.
         workers: Processes that decode and augment; 0: none.
         scales: Range of the rescaling; (1, 1) for none.
     """
@@ -180,16 +183,19 @@ class AugmentedSource:
         images: LabelledImages,
         crop: int,
         *,
+        rows: Sequence[int] = (),
         workers: int = 0,
         scales: tuple[float, float] = SCALES,
     ) -> None:
         self.images, self.crop, self.workers, self.scales = images, crop, workers, scales
         self._shuffled: tuple[tuple[int, int], np.ndarray] | None = None  # the last epoch's order
         kind = "masks" if isinstance(images, MaskedImages) else "tags"
-        self.key = f"{images.folder.name}-{images.split}-{len(images)}-{kind}-{crop}-{scales}"
+        self.pool = list(rows or range(len(images)))
+        about = (images.stamp(), self.pool, kind, crop, scales)
+        self.key = sha256(repr(about).encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pool)
 
     def names(self, rows: Sequence[int]) -> list[str]:
         """Of the pictures."""
@@ -200,7 +206,7 @@ class AugmentedSource:
         found = []
         for place in range(step * size, (step + 1) * size):
             epoch, position = divmod(place, len(self))
-            found.append(int(self._order(seed, epoch)[position]))
+            found.append(self.pool[self._order(seed, epoch)[position]])
         return found
 
     def _order(self, seed: int, epoch: int) -> Integer[np.ndarray, " image"]:

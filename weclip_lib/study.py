@@ -1,4 +1,4 @@
-"""Decoders of many settings on the same frozen features: what notebooks 03 to 05 compare."""
+"""Decoders of many settings on one data set: what notebooks 02 to 05 and 07 compare."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,16 +11,18 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from weclip_lib.backbone import load_backbone
-from weclip_lib.cache import FrozenDataset, static_labels
+from weclip_lib.cache import FrozenDataset, StaticLabels, static_labels
 from weclip_lib.config import Budget, Profile
-from weclip_lib.datasets import LabelledImages, MaskedImages, data_folder
+from weclip_lib.datasets import LabelledImages, MaskedImages
 from weclip_lib.evaluate import score_decoders
 from weclip_lib.loop import Trained
 from weclip_lib.metrics import confusion_matrix, scores
 from weclip_lib.model import WeCLIP
+from weclip_lib.sources import AugmentedSource, FrozenSource, Source
 from weclip_lib.train import trained_decoder
 
 NEVER = 1.0  # an `rfm_start` at which the RFM does not start
+WORKERS = 2  # processes that decode and augment
 
 
 @dataclass(frozen=True)
@@ -52,36 +54,49 @@ def checked_budget(setting: Profile, *, steps: int, seed_count: int, pictures: i
 class Study:
     """The frozen part of a profile, once; and decoders trained on it, kept by what they are.
 
+    Where the profile augments pictures, training encodes them anew in every step; what is looked
+    at are then the first pictures, as squares of the crop's size.
+
     Args:
         setting: The profile.
+        folder: Of the data set.
         work: Folder of frozen features and finished decoders.
-        data_dir: Of the data set; empty: the profile's.
-        pictures: Of train, to train on; 0: all.
+        pictures: Of the training split, to train on; 0: all.
 
     Raises:
         ValueError: If something is wrong with the data set.
     """
 
-    def __init__(
-        self, setting: Profile, work: Path, *, data_dir: str = "", pictures: int = 0
-    ) -> None:
-        self.setting, self.work = setting, work
+    def __init__(self, setting: Profile, folder: Path, work: Path, *, pictures: int = 0) -> None:
+        self.setting, self.folder, self.work = setting, folder, work
         self.backbone = load_backbone(setting.backbone, setting.weights, setting.statistics)
-        self.folder = data_folder(setting, data_dir)
-        self.train = LabelledImages(
-            self.folder,
-            "train",
-            setting.labels,
-            min_size=self.backbone.patch_size,
-            limit=pictures,
-        )
+        self.pictures = pictures
+        self.train = self._images(LabelledImages, setting.train_split, pictures)
+        self.seen_count = min(setting.seen or len(self.train), len(self.train))
+        self.seen = self.train
+        if setting.augment:
+            self.seen = self._images(
+                LabelledImages, setting.train_split, self.seen_count, square=setting.budget.crop
+            )
         self._features: dict[int | None, FrozenDataset] = {}
 
-    def split(self, name: str) -> MaskedImages:
-        """The pictures of a split with their masks; of train, those that are trained on."""
-        limit = len(self.train) if name == "train" else 0
+    def _images(
+        self, kind: type[LabelledImages], split: str, limit: int, *, square: int = 0
+    ) -> LabelledImages:
         size = self.backbone.patch_size
-        return MaskedImages(self.folder, name, self.setting.labels, min_size=size, limit=limit)
+        return kind(
+            self.folder, split, self.setting.labels, min_size=size, limit=limit, square=square
+        )
+
+    def split(self, name: str) -> MaskedImages:
+        """The pictures of a split with their masks, as they are; those that are judged by."""
+        return self._images(MaskedImages, name, 0)
+
+    def looked_at(self, name: str = "") -> MaskedImages:
+        """Pictures with masks and all of one size: of the training split (`seen`), or another."""
+        square = self.setting.budget.crop if self.setting.augment else 0
+        limit = 0 if name else self.seen_count
+        return self._images(MaskedImages, name or self.setting.train_split, limit, square=square)
 
     def model(self, variant: Variant) -> WeCLIP:
         """A new model; its decoder's first weights follow torch's seed."""
@@ -92,25 +107,43 @@ class Study:
         return WeCLIP(self.backbone, labels, method, replace(setting.decoder, **variant.shape))
 
     def features(self, variant: Variant) -> FrozenDataset:
-        """Of the training pictures; variants with the same prompts share them."""
+        """Of the pictures that are looked at; variants with the same prompts share them."""
         key = variant.backgrounds
         if key not in self._features:
             model = self.model(replace(variant, method={}, shape={}))
-            self._features[key] = FrozenDataset(model, self.train, self.work / "cache")
+            self._features[key] = FrozenDataset(model, self.seen, self.work / "cache")
         return self._features[key]
+
+    def static(self, variant: Variant) -> StaticLabels:
+        """Pseudo labels that the frozen parts alone make of the pictures that are looked at."""
+        model = self.model(variant)
+        return static_labels(model, self.features(variant), self.work / "cache")
 
     @cached_property
     def true_labels(self) -> UInt8[Tensor, "row height width"]:
         """The masks, in the order of the features' rows."""
-        dataset = self.split("train")
+        dataset = self.looked_at()
         masks = torch.from_numpy(np.stack([dataset.mask(row) for row in range(len(dataset))]))
         return torch.cat([masks, masks.flip(-1)])
 
     def masked_rows(self, variant: Variant, seed: int) -> list[int]:
-        """Rows, with their mirror images, whose masks teach; which ones follows the seed."""
+        """Pictures whose masks teach; which ones follows the seed."""
         count = len(self.train)
-        part = np.random.default_rng([seed, 1]).permutation(count)[: round(variant.masks * count)]
-        return sorted([*part.tolist(), *(part + count).tolist()])
+        order = np.random.default_rng([seed, 1]).permutation(count)
+        return sorted(order[: round(variant.masks * count)].tolist())
+
+    def source(self, variant: Variant, seed: int) -> Source:
+        """What the variant's decoder is taught by."""
+        rows = self.masked_rows(variant, seed) if variant.masks else []
+        if self.setting.augment:
+            images = self.train
+            if variant.masks:
+                images = self._images(MaskedImages, self.setting.train_split, self.pictures)
+            return AugmentedSource(images, self.setting.budget.crop, rows=rows, workers=WORKERS)
+        if not variant.masks:
+            return FrozenSource(self.features(variant), self.static(variant).label)
+        mirrored = [row + len(self.train) for row in rows]
+        return FrozenSource(self.features(variant), self.true_labels, [*rows, *mirrored])
 
     def train_decoder(
         self, variant: Variant, budget: Budget, seed: int, *, watch: Sequence[int] = ()
@@ -120,34 +153,47 @@ class Study:
         Raises:
             ValueError: If the masked pictures do not fill a batch.
         """
-        features, rows = self.features(variant), []
+        source = self.source(variant, seed)
         if variant.masks:
-            labels, rows = self.true_labels, self.masked_rows(variant, seed)
             variant = replace(variant, method={**variant.method, "rfm_start": NEVER})
-        else:
-            labels = static_labels(self.model(variant), features, self.work / "cache").label
         return trained_decoder(
             lambda: self.model(variant),
-            features,
-            labels,
+            source,
             replace(budget, steps=budget.steps * variant.length),
             seed=seed,
             folder=self.work / "decoders",
-            rows=rows,
+            features=self.features(variant) if watch else None,
             watch=watch,
             progress=f"{variant.name}, seed {seed}",
         )
+
+    def judge(
+        self, trained: dict[tuple[str, int], Trained], split: str, *, every_scale: bool = False
+    ) -> tuple[dict[tuple[str, int], tuple[Tensor, ...]], int]:
+        """Confusion matrices of every (variant, seed) on a split, and its number of pictures.
+
+        Args:
+            every_scale: With several scales and mirror images, too; else at a single scale.
+        """
+        dataset, setting = self.split(split), self.setting
+        found = score_decoders(
+            self.backbone,
+            {key: run.model.decoder for key, run in trained.items()},
+            dataset,
+            scales=setting.scales if every_scale else (1.0,),
+            flip=every_scale,
+            long_side=setting.long_side,
+            batch=1 if setting.augment else 8,
+        )
+        return found, len(dataset)
 
     def score(self, trained: dict[tuple[str, int], Trained], splits: Iterable[str]) -> list[dict]:
         """Rows of a score table: single-scale mIoU of every (variant, seed) on every split."""
         rows = []
         for split in splits:
-            dataset = self.split(split)
-            decoders = {key: found.model.decoder for key, found in trained.items()}
-            found = score_decoders(self.backbone, decoders, dataset, scales=(1.0,), flip=False)
+            found, count = self.judge(trained, split)
             for (variant, seed), (single, *_) in found.items():
-                value = scores(single).miou
-                rows.append(self.row(variant, seed, split, "miou", value, len(dataset)))
+                rows.append(self.row(variant, seed, split, "miou", scores(single).miou, count))
         return rows
 
     def row(

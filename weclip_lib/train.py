@@ -13,38 +13,35 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from weclip_lib.backbone import load_backbone
-from weclip_lib.cache import FrozenDataset
+from weclip_lib.cache import FrozenDataset, frozen_key
 from weclip_lib.checkpoint import load_weights, read_note, save_weights
 from weclip_lib.config import Budget, Profile
 from weclip_lib.datasets import LabelledImages, MaskedImages, open_profile
 from weclip_lib.distributed import Group, joined
 from weclip_lib.evaluate import score_decoders
 from weclip_lib.files import check_writable, locked, whole, write_text
-from weclip_lib.loop import Long, Trained, train_decoder
+from weclip_lib.loop import NOTHING, Long, Trained, rfm_label, train_decoder
 from weclip_lib.metrics import scores
 from weclip_lib.model import WeCLIP
 from weclip_lib.repro import seed_everything, source_hash
 from weclip_lib.results import outside_results
-from weclip_lib.sources import AugmentedSource, FrozenSource
+from weclip_lib.sources import AugmentedSource, Source
 
 MADE_BY = ("affinity", "cam", "decoder", "loop", "losses", "model", "par", "rfm", "sources")
 
 
 def trained_decoder(
     build: Callable[[], WeCLIP],
-    features: FrozenDataset,
-    labels: UInt8[Tensor, "image height width"],
+    source: Source,
     budget: Budget,
     *,
     seed: int,
     folder: Path,
-    rows: Sequence[int] = (),
+    features: FrozenDataset | None = None,
     watch: Sequence[int] = (),
     progress: str = "training",
 ) -> Trained:
@@ -53,31 +50,31 @@ def trained_decoder(
     Args:
         build: Makes the model; called after seeding, so that its decoder follows from the seed.
         folder: Finished decoders, named by a hash of all that they depend on.
+        features: Of pictures that are watched.
+        watch: Rows of `features` whose pseudo labels are kept on the way.
     """
     seed_everything(seed)
     model = build()
-    source = FrozenSource(features, labels, rows)
     about = (
         asdict(model.method),
         asdict(budget),
         seed,
-        sha256(labels.numpy().tobytes()).hexdigest(),
         [tuple(p.shape) for p in model.decoder.parameters()],
-        features.key,
+        frozen_key(model),
+        source.key,
         source_hash(*MADE_BY),
-        list(rows),
     )
     path = folder / f"{sha256(repr(about).encode()).hexdigest()[:16]}.safetensors"
-    watching = sha256(repr(list(watch)).encode()).hexdigest()[:16]
+    watching = sha256(repr((features.key, list(watch)) if watch else "").encode()).hexdigest()[:16]
     beside = folder / "watched" / f"{path.stem}-{watching}.safetensors"
     with locked(path):
         if path.exists() and (not watch or beside.exists()):
             load_weights(model.decoder, load_file(path), str(path))
-            nothing = {"labels": labels.new_empty(0, 0, *labels.shape[1:]), "at": torch.empty(0)}
-            kept = load_file(beside) if watch else nothing
+            kept = load_file(beside) if watch else {"labels": NOTHING, "at": torch.empty(0)}
             at = kept["at"].tolist()
             return Trained(model.eval(), **read_note(path), watched=kept["labels"], watched_at=at)
-        trained = train_decoder(model, source, budget, seed=seed, watch=watch, progress=progress)
+        look = (lambda now: rfm_label(now, features, watch)) if watch else None
+        trained = train_decoder(model, source, budget, seed=seed, watch=look, progress=progress)
         if watch:
             at = torch.tensor(trained.watched_at)
             with whole(beside) as partial:
