@@ -32,7 +32,7 @@ ALLOWED = {
     "cache": LEAVES | {"datasets", "model", "repro"},
     "distributed": set(),
     "sources": {"cache", "datasets", "labels", "model"},
-    "state": LEAVES | {"checkpoint"},
+    "state": LEAVES | {"checkpoint", "distributed"},
     "loop": LEAVES | {"cache", "datasets", "distributed", "model", "sources", "state"},
     "train": LEAVES
     | {"backbone", "cache", "checkpoint", "datasets", "distributed", "evaluate", "loop", "metrics"}

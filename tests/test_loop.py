@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 
 from weclip_lib import state, train
 from weclip_lib.backbone import load_backbone
@@ -146,7 +147,8 @@ def _share(rank: int, port: int, world, path) -> None:
     torch.set_num_threads(1)
     backbone = load_backbone("MiniCLIP", "miniclip")
     with joined("cpu") as group:
-        trained = train_here(backbone, world, Long(group=group), PLAIN, SHORT)
+        long = Long(group=group, folder=path.parent / "run", checkpoint_every=4)
+        trained = train_here(backbone, world, long, PLAIN, SHORT)
         if group.is_first:
             torch.save((gradients(trained), trained.history), path)
 
@@ -157,6 +159,8 @@ def test_two_processes_equal_one(backbone, world, tmp_path) -> None:
         port = found.getsockname()[1]
     mp.spawn(_share, (port, world, tmp_path / "found.pt"), nprocs=2)
     found, history = torch.load(tmp_path / "found.pt")
+    kept = load_file(state.checkpoints(tmp_path / "run")[0] / "state.safetensors")
+    assert {"rng.cpu.0", "rng.cpu.1"} <= set(kept)  # dropout of each
     assert_alike(train_here(backbone, world, shape=PLAIN, budget=SHORT), history, found)
 
 
@@ -177,14 +181,13 @@ def test_resumed_is_bit_for_bit(backbone, world, tmp_path) -> None:
         assert len(state.checkpoints(long.folder)) <= state.KEPT
 
 
+COUNTS = dict(zip(("train", "val", "test"), SMOKE.drawn, strict=True))
 COMMAND = ["--profile", "smoke", "--steps", "6", "--workers", "0", "--checkpoint-every", "1"]
 
 
 def test_killed_anywhere(world, tmp_path) -> None:
     """By SIGKILL, from outside, at no chosen moment; the end is that of a run never killed."""
-    data = write_voc(
-        tmp_path / "data", dict(zip(("train", "val", "test"), SMOKE.drawn, strict=True))
-    )
+    data = write_voc(tmp_path / "data", COUNTS)
     given = [*COMMAND, "--data-dir", str(data), "--out"]
     train.main([*given, str(tmp_path / "whole")])
     command = [sys.executable, "-m", "weclip_lib.train", *given, str(tmp_path / "killed")]
@@ -205,6 +208,11 @@ def test_bad_checkpoints(backbone, world, tmp_path) -> None:
     train_here(backbone, world, long)
     with pytest.raises(ValueError, match=r"run with budget\.steps 4, this one has 5: choose anot"):
         train_here(backbone, world, long, budget=replace(BUDGET, steps=5))
+    words = replace(SMOKE.labels, prompts={"cat": "fish"})
+    other = WeCLIP(backbone, words, build(backbone).method, SMOKE.decoder)
+    source = AugmentedSource(LabelledImages(world, "train", SMOKE.labels), BUDGET.crop)
+    with pytest.raises(ValueError, match="is of a run with backbone and prompts"):
+        train_decoder(other, source, BUDGET, seed=3, long=long)
     newest = state.checkpoints(tmp_path)[-1]
     path = newest / "state.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
@@ -244,6 +252,34 @@ def test_a_loss_that_is_not_finite_names_the_pictures(backbone, world, tmp_path)
     assert about["iteration"] == 2 and len(about["pictures"]) == 4
 
 
+def test_not_finite_between_two_looks_is_never_kept(backbone, world, tmp_path) -> None:
+    budget = replace(BUDGET, learning_rate=1e30, steps=9)
+    with pytest.raises(FloatingPointError, match="at step 2, with train_0000"):
+        train_here(backbone, world, Long(folder=tmp_path, checkpoint_every=3), budget=budget)
+    assert state.checkpoints(tmp_path) == []
+
+
+def test_supervised_never_makes_labels(world, tmp_path, monkeypatch) -> None:
+    data = write_voc(tmp_path / "data", COUNTS)
+    monkeypatch.setattr(WeCLIP, "pseudo_label", None)  # would be called by static labels and RFM
+    given = ["--profile", "smoke", "--steps", "2", "--workers", "0", "--data-dir", str(data)]
+    train.main([*given, "--supervised", "--out", str(tmp_path / "out")])
+    with pytest.raises(TypeError):
+        train.main([*given, "--out", str(tmp_path / "weak")])
+
+
+def test_broken_pictures_are_listed_and_left_out(tmp_path, capsys) -> None:
+    data = write_voc(tmp_path / "data", COUNTS)
+    content = (data / "JPEGImages" / "train_00003.jpg").read_bytes()
+    (data / "JPEGImages" / "train_00003.jpg").write_bytes(content[: len(content) // 2])
+    given = ["--profile", "smoke", "--steps", "1", "--workers", "0", "--data-dir", str(data)]
+    with pytest.raises(SystemExit, match=r"train_00003\.jpg cannot be read"):
+        train.main([*given, "--out", str(tmp_path / "out")])
+    train.main([*given, "--skip-broken", "--out", str(tmp_path / "out")])
+    assert "1 picture(s) left out" in capsys.readouterr().out
+    assert "train_00003.jpg cannot be read" in (tmp_path / "out" / "skipped.txt").read_text()
+
+
 def test_validation_changes_nothing(backbone, world) -> None:
     images = MaskedImages(world, "val", SMOKE.labels)
     score = train.validation(SMOKE, build(backbone), images)
@@ -267,9 +303,7 @@ def test_validation_changes_nothing(backbone, world) -> None:
     ],
 )
 def test_command_line_errors(world, tmp_path, more, message) -> None:
-    data = write_voc(
-        tmp_path / "data", dict(zip(("train", "val", "test"), SMOKE.drawn, strict=True))
-    )
+    data = write_voc(tmp_path / "data", COUNTS)
     place = [] if "--profile" in more else ["--data-dir", str(data)]
     with pytest.raises(SystemExit, match=message):
         train.main([*COMMAND, *place, "--out", str(tmp_path / "out"), *more])

@@ -39,8 +39,8 @@ class LabelledImages:
         limit: Only the first so many pictures; 0: all.
         square: Show every picture, and mask, as a square of so many pixels (`pictures.squared`);
             0: as they are.
-        skip_broken: Leave out pictures that are not as they should be, and keep what is wrong
-            with them in `broken`.
+        skip_broken: Decode every picture at the start, leave out those that are not as they should
+            be, and keep what is wrong with them in `broken`.
 
     Raises:
         ValueError: Naming the first thing that is missing, unreadable, not RGB or too small.
@@ -60,9 +60,10 @@ class LabelledImages:
         self.folder, self.split, self.labels, self.square = folder, split, labels, square
         listing = read_listing(folder, split, labels.classes)
         rows = range(len(listing.names))[: limit or None]
+        look = partial(picture_problem, min_size=min_size, thorough=skip_broken)
         with ThreadPoolExecutor() as pool:
             paths = [listing.images[row] for row in rows]
-            problems = list(pool.map(partial(picture_problem, min_size=min_size), paths))
+            problems = list(pool.map(look, paths))
         self.broken = [problem for problem in problems if problem]
         if self.broken and not skip_broken:
             more = f" (and {len(self.broken) - 1} more)" if len(self.broken) > 1 else ""

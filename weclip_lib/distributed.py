@@ -8,10 +8,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+PATIENCE = timedelta(hours=6)  # for others: the first process validates alone
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,14 @@ class Group:
             flat = self.sum(torch.cat([grad.flatten() for grad in grads]))
             for grad, summed in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
                 grad.copy_(summed.view_as(grad))
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every process's tensor of that shape, in the order of ranks, on the CPU."""
+        if self.count == 1:
+            return [tensor.cpu()]
+        found = [torch.empty_like(tensor, device=self.device) for _ in range(self.count)]
+        dist.all_gather(found, tensor.to(self.device))
+        return [one.cpu() for one in found]
 
     def share_weights(self, module: nn.Module) -> None:
         """Give every process the weights of the first."""
@@ -73,7 +84,8 @@ def joined(device: str = "") -> Iterator[Group]:
     if kind == "cuda":
         torch.cuda.set_device(place)
     if count > 1:
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        backend = "nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Group(rank, count, place)
     finally:

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from weclip_lib.cache import FrozenDataset
+from weclip_lib.cache import FrozenDataset, frozen_key
 from weclip_lib.config import Budget
 from weclip_lib.datasets import batches
 from weclip_lib.distributed import Group
@@ -99,7 +99,7 @@ def _settings(model: WeCLIP, source: Source, budget: Budget, seed: int) -> dict:
         **{f"budget.{name}": value for name, value in asdict(budget).items()},
         "seed": seed,
         "source": source.key,
-        "classes": len(model.foreground) + 1,
+        "backbone and prompts": frozen_key(model)[:16],
     }
 
 
@@ -206,13 +206,20 @@ def train_decoder(
     history, losses, first = [], [], 0
     settings = _settings(model, source, budget, seed)
     if long.folder and (found := checkpoints(long.folder)):
-        about = load_state(found[-1], model.decoder, optimizer, settings)
+        about = load_state(found[-1], model.decoder, optimizer, settings, group)
         history, first = about["history"], about["step"]
         losses = [torch.tensor(one, device=group.device) for one in about["losses"]]
     group.share_weights(model.decoder)
     model.train()
     mine = range(group.rank * long.accumulate, (group.rank + 1) * long.accumulate)
     steps = range(first, budget.steps)
+
+    def refuse_broken() -> None:
+        """Looked at rarely, since a device has to be waited for; never after the state is kept."""
+        window = torch.stack(losses) if losses else torch.zeros(1, 3)
+        for at in (~window.isfinite().all(dim=1)).nonzero()[:1, 0].tolist():
+            _refuse_batch(source, budget, seed, done - len(losses) + at, window[at], long)
+
     batches = source.batches(model, seed, steps, budget.batch, mine, shares)
     for step in tqdm(
         steps, desc=progress, unit="step", initial=first, total=budget.steps,
@@ -220,8 +227,8 @@ def train_decoder(
     ):  # fmt: skip
         parts = [next(batches) for _ in mine]
         found = _loss_of_step(model, parts, step >= rfm_from, long)
-        for pace in optimizer.param_groups:
-            pace["lr"] = learning_rate(step, budget)
+        for settled in optimizer.param_groups:
+            settled["lr"] = learning_rate(step, budget)
         optimizer.zero_grad()
         found[0].backward()
         group.sum_gradients(model.decoder.parameters())
@@ -229,13 +236,9 @@ def train_decoder(
         losses.append(group.sum(found.detach().clone()))
         done = step + 1
         if done % LOG_EVERY == 0 or done == budget.steps:
-            window = torch.stack(losses)
-            bad = (~window.isfinite().all(dim=1)).nonzero()
-            if len(bad):
-                at = int(bad[0])
-                _refuse_batch(source, budget, seed, done - len(losses) + at, window[at], long)
+            refuse_broken()
             names = ("loss", "segmentation_loss", "affinity_loss")
-            means = dict(zip(names, window.mean(0).tolist(), strict=True))
+            means = dict(zip(names, torch.stack(losses).mean(0).tolist(), strict=True))
             history.append({"iteration": done, **means})
             losses.clear()
             if long.note:
@@ -245,11 +248,10 @@ def train_decoder(
             if long.note:
                 long.note(history)
         if long.folder and (done % long.checkpoint_every == 0 or done == budget.steps):
-            if group.is_first:
-                pending = [one.tolist() for one in losses]
-                about = {"settings": settings, "history": history, "losses": pending}
-                save_state(long.folder, done, model.decoder, optimizer, about)
-            group.wait()
+            refuse_broken()
+            pending = [one.tolist() for one in losses]
+            about = {"settings": settings, "history": history, "losses": pending}
+            save_state(long.folder, done, model.decoder, optimizer, about, group)
         if done in watched_at:
             paused = time.process_time()
             kept.append(watch(model))

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from weclip_lib.checkpoint import load_weights, read_tensors, save_weights
+from weclip_lib.distributed import Group
 from weclip_lib.files import whole, write_text
 
 KEPT = 3  # checkpoints
@@ -28,33 +29,48 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, decoder: nn.Module) -> di
     }
 
 
-def _random_state() -> dict[str, Tensor]:
-    found = {"rng.cpu": torch.get_rng_state()}
+def _random_states(group: Group) -> dict[str, Tensor]:
+    """Of every process."""
+    states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
-        found["rng.cuda"] = torch.cuda.get_rng_state()
-    return found
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {
+        f"rng.{kind}.{rank}": found
+        for kind, state in states.items()
+        for rank, found in enumerate(group.gather(state))
+    }
 
 
 def save_state(
-    folder: Path, step: int, decoder: nn.Module, optimizer: torch.optim.Optimizer, about: dict
-) -> Path:
-    """Write the checkpoint after so many steps, and drop all but the newest.
+    folder: Path,
+    step: int,
+    decoder: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    about: dict,
+    group: Group,
+) -> None:
+    """Write the checkpoint after so many steps, and drop all but the newest; all processes call.
 
     Args:
         about: What describes the run and what it has logged, as JSON can hold it.
     """
+    random = _random_states(group)
+    if group.is_first:
+        _write(folder, step, decoder, {**_optimizer_state(optimizer, decoder), **random}, about)
+    group.wait()
+
+
+def _write(
+    folder: Path, step: int, decoder: nn.Module, state: dict[str, Tensor], about: dict
+) -> None:
     path = folder / f"checkpoint-{step:07d}"
     with whole(path) as partial:
         partial.mkdir()
         save_weights(decoder, partial / "decoder.safetensors", about["settings"])
-        save_file(
-            {**_optimizer_state(optimizer, decoder), **_random_state()},
-            partial / "state.safetensors",
-        )
+        save_file(state, partial / "state.safetensors")
         write_text(partial / "state.json", json.dumps({"step": step, **about}))
     for old in checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old)
-    return path
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -63,9 +79,15 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_state(
-    path: Path, decoder: nn.Module, optimizer: torch.optim.Optimizer, settings: dict
+    path: Path,
+    decoder: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    settings: dict,
+    group: Group,
 ) -> dict:
     """Put a run back into the state of a checkpoint; returns what `save_state` was told.
+
+    A process that was not among those of the checkpoint draws its dropout anew.
 
     Raises:
         ValueError: If a file is damaged or missing, or the run has other settings.
@@ -91,7 +113,8 @@ def load_state(
             optimizer.state[parameter] = {
                 moment: value.to(parameter.device) for moment, value in moments.items()
             }
-    torch.set_rng_state(state["rng.cpu"])
-    if "rng.cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["rng.cuda"])
+    if f"rng.cpu.{group.rank}" in state:
+        torch.set_rng_state(state[f"rng.cpu.{group.rank}"])
+    if f"rng.cuda.{group.rank}" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state[f"rng.cuda.{group.rank}"])
     return about

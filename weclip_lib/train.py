@@ -151,6 +151,8 @@ def run(arguments: argparse.Namespace, group: Group) -> None:
     setting, data = open_profile(arguments.profile, arguments.data_dir)
     chosen = {name: getattr(arguments, name) for name in ("backbone", "weights")}
     setting = replace(setting, **{name: value for name, value in chosen.items() if value})
+    if arguments.supervised:
+        setting = replace(setting, method=replace(setting.method, rfm_start=1.0))
     numbers = {name: getattr(arguments, name) for name in ("steps", "batch", "crop")}
     budget = replace(setting.budget, **{name: v for name, v in numbers.items() if v})
     folder = outside_results(arguments.out)
