@@ -138,8 +138,12 @@ def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
         yield list(order[start : start + size])
 
 
-def open_profile(name: str, data_dir: str = "") -> tuple[Profile, Path]:
+def open_profile(name: str, data_dir: str = "", weights: str = "") -> tuple[Profile, Path]:
     """A profile and the folder of its pictures; one's own folder brings its classes along.
+
+    Args:
+        data_dir: Where the pictures are; empty: data/<profile>.
+        weights: Of the backbone, a tag or a file; empty: the profile's.
 
     Raises:
         ValueError: If there is no such profile, or its pictures are not there.
@@ -150,7 +154,7 @@ def open_profile(name: str, data_dir: str = "") -> tuple[Profile, Path]:
     folder = data_folder(profile, data_dir)
     if is_own(folder):
         profile = replace(profile, labels=own_labels(folder))
-    return profile, folder
+    return replace(profile, weights=weights or profile.weights), folder
 
 
 def data_folder(profile: Profile, data_dir: str = "") -> Path:

@@ -1,5 +1,6 @@
 """Inference (single scale; multi-scale with flip) and scores of decoders and of pseudo labels."""
 
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -19,6 +20,7 @@ from weclip_lib.decoder import Decoder
 from weclip_lib.metrics import confusion_matrix
 
 Key = TypeVar("Key", bound=Hashable)
+AHEAD = 16  # pictures that wait for their CRF, so that all cores have work
 Logits = Float[Tensor, "batch cls grid_h grid_w"]
 
 
@@ -123,45 +125,42 @@ def score_decoders(
     for decoder in decoders.values():
         decoder.eval()
     count, device = dataset.labels.class_count, next(backbone.parameters()).device
+    totals = {n: torch.zeros(3 if crf else 2, count, count, dtype=torch.long) for n in decoders}
+    pending: deque[tuple[Key, Future]] = deque()
 
     def judged(found: Tensor, mask: UInt8[np.ndarray, "height width"]) -> Tensor:
         return confusion_matrix(found.cpu(), torch.from_numpy(mask), count)
 
-    def tables(
-        single: Logits, mean: Logits, mask: np.ndarray, image: np.ndarray, pool: ThreadPoolExecutor
-    ) -> list[Tensor | Future]:
-        """Of one picture; what the CRF makes comes later."""
-        size = mask.shape[-2:]
-        found = [judged(label_map(single, size)[0], mask)]
-        found.append(found[0] if mean is single else judged(label_map(mean, size)[0], mask))
-        if crf:
-            large = enlarge(mean, size)[0]
-            found.append(
-                pool.submit(lambda: judged(torch.from_numpy(with_crf(large, image, crf)), mask))
-            )
-        return found
+    def refined(logits: Tensor, image: np.ndarray, mask: np.ndarray) -> Tensor:
+        return judged(torch.from_numpy(with_crf(logits, image, crf)), mask)
 
-    totals = {n: torch.zeros(3 if crf else 2, count, count, dtype=torch.long) for n in decoders}
+    def collect(left: int) -> None:
+        while len(pending) > left:
+            name, waiting = pending.popleft()
+            totals[name][2] += waiting.result()
+
     with ThreadPoolExecutor() as pool:
         for rows in tqdm(
             list(batches(range(len(dataset)), batch)), desc=f"scoring {dataset.split}", unit="batch"
         ):
             pictures = [dataset.image(row) for row in rows]
-            masks = [dataset.mask(row) for row in rows]
             images = normalise(pictures, backbone.statistics).to(device)
             images = resize_longer(images, long_side)
             outputs = predict(backbone, list(decoders.values()), images, scales=scales, flip=flip)
-            waiting = [
-                (name, tables(one, one if mean is single else other, mask, picture, pool))
-                for name, (single, mean) in zip(decoders, outputs, strict=True)
-                for one, other, mask, picture in zip(
-                    single.split(1), mean.split(1), masks, pictures, strict=True
-                )
-            ]
-            for name, found in waiting:
-                totals[name] += torch.stack(
-                    [t.result() if isinstance(t, Future) else t for t in found]
-                )
+            masks = [dataset.mask(row) for row in rows]
+            for name, (single, mean) in zip(decoders, outputs, strict=True):
+                for place, (image, mask) in enumerate(zip(pictures, masks, strict=True)):
+                    one, other = single[place : place + 1], mean[place : place + 1]
+                    table = judged(label_map(one, mask.shape)[0], mask)
+                    totals[name][0] += table
+                    if mean is not single:
+                        table = judged(label_map(other, mask.shape)[0], mask)
+                    totals[name][1] += table
+                    if crf:
+                        large = enlarge(other, mask.shape)[0]
+                        pending.append((name, pool.submit(refined, large, image, mask)))
+            collect(AHEAD)
+        collect(0)
     for name, decoder in decoders.items():
         decoder.train(modes[name])
     return {name: tuple(total) for name, total in totals.items()}
