@@ -295,7 +295,7 @@ def test_validation_changes_nothing(backbone, world) -> None:
         (["--profile", "vok"], "unknown profile 'vok'"),
         (["--profile", "folder"], "profile folder needs data_dir"),
         (["--profile", "voc"], "no VOC 2012 at"),
-        (["--split", "trian"], r"trian\.txt is missing: splits here are"),
+        (["--split", "none"], r"none\.txt is missing: splits here are"),
         (["--crop", "81"], "crops of 81 pixels are no multiple of a patch of 8"),
         (["--weights", "none.pt"], "are neither a file nor a tag of MiniCLIP"),
         (["--device", "gpu"], "device 'gpu': choose cpu or cuda"),
