@@ -55,7 +55,9 @@ def test_masks_have_the_size_of_their_picture(trained, photos, tmp_path) -> None
         with Image.open(tmp_path / "out" / "overlays" / f"{name}.png") as image:
             assert image.size == size[::-1] and image.mode == "RGB"
     assert (
-        (tmp_path / "out" / "classes.csv").read_text().startswith("id,class\n0,background\n1,aeroplane")
+        (tmp_path / "out" / "classes.csv")
+        .read_text()
+        .startswith("id,class\n0,background\n1,aeroplane")
     )
 
 
