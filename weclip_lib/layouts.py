@@ -134,9 +134,12 @@ def _voc(folder: Path, split: str, classes: Sequence[str], report: Report) -> Li
         raise ValueError(f"{listing} is missing: splits here are {', '.join(found) or 'none'}")
     names, table = listing.read_text().split(), folder / "labels.csv"
     tags = _tagged(_rows(table, VOC_HEADER, report=report), *VOC_HEADER, classes, report)
-    for name in names if tags else ():
-        if name not in tags:
-            report(f"{table} has no row for {name!r}: add `{name},…`")
+    bare = [name for name in names if name not in tags]
+    if bare and tags:
+        more = f" and {len(bare) - 1} more of {split}" if len(bare) > 1 else ""
+        report(
+            f"{table} has no row for {bare[0]!r}{more}: add `{bare[0]},…` to train or score by it"
+        )
     root = folder / "JPEGImages" if (folder / "JPEGImages").is_dir() else folder
     there = _present(
         (f"{name}.jpg" for name in {**dict.fromkeys(names), **tags}), root, table, report
