@@ -88,7 +88,7 @@ class LabelledImages:
 
     def digest(self) -> str:
         """Hash of names, labels and picture files: changes when any of them does."""
-        about = (self.names, self.image_labels.tolist(), *([self.square] if self.square else []))
+        about = (self.names, self.image_labels.tolist(), self.square)
         total = sha256(repr(about).encode())
         for path in self.images:
             total.update(path.read_bytes())

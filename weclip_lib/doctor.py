@@ -36,6 +36,12 @@ class Report:
         found = [f"- {problem}" for problem in self.problems]
         return "\n".join([*self.splits, f"{len(found) or 'No'} problem(s) found", *found])
 
+    def tell(self) -> None:
+        """Print it; a command ends with status 1 if something is wrong."""
+        sys.stdout.write(f"{self.text()}\n")
+        if self.problems:
+            raise SystemExit(1)
+
 
 def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
     """Read all lists, decode all pictures and masks, and collect what is wrong.
@@ -50,13 +56,14 @@ def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
         return report
     expected, pictures, masks = EXPECTED.get(labels.name, {}), {}, {}
     splits, known = splits_of(folder), set()
+
+    def note(problem: str) -> None:
+        """Once, though several splits may meet it."""
+        if problem not in known:
+            known.add(problem)
+            report.problems.append(problem)
+
     for split in splits:
-
-        def note(problem: str) -> None:
-            if problem not in known:
-                known.add(problem)
-                report.problems.append(problem)
-
         try:
             listing = read_listing(folder, split, labels.classes, note)
         except ValueError as error:
@@ -84,14 +91,10 @@ def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
         found = list(tqdm(pool.map(look, pictures), total=len(pictures), desc="pictures"))
         broken = {path for path, problem in zip(pictures, found, strict=True) if problem}
         pairs = [(mask, image) for mask, image in masks.items() if image not in broken]
-        compare = partial(_mask_problem, count=labels.class_count)
-        found += tqdm(pool.map(compare, pairs), total=len(pairs), desc="masks")
+        judged = pool.map(lambda pair: mask_problem(*pair, labels.class_count), pairs)
+        found += tqdm(judged, total=len(pairs), desc="masks")
     report.problems += [problem for problem in found if problem]
     return report
-
-
-def _mask_problem(pair: tuple[Path, Path], count: int) -> str | None:
-    return mask_problem(*pair, count)
 
 
 def main() -> None:
@@ -106,9 +109,7 @@ def main() -> None:
         report = examine(folder, own_labels(folder) if own else get_profile(chosen.profile).labels)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    sys.stdout.write(f"{report.text()}\n")
-    if report.problems:
-        raise SystemExit(1)
+    report.tell()
 
 
 if __name__ == "__main__":

@@ -322,9 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = examine(data_root(folder), profile.labels)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    sys.stdout.write(f"{report.text()}\n")
-    if report.problems:
-        raise SystemExit(1)
+    report.tell()
 
 
 if __name__ == "__main__":

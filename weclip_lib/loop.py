@@ -204,7 +204,7 @@ def train_decoder(
     optimizer = build_optimizer(model, budget)
     rfm_from = round(model.method.rfm_start * budget.steps)
     history, losses, first = [], [], 0
-    settings = _settings(model, source, budget, seed)
+    settings = _settings(model, source, budget, seed) if long.folder else {}
     if long.folder and (found := checkpoints(long.folder)):
         about = load_state(found[-1], model.decoder, optimizer, settings, group)
         history, first = about["history"], about["step"]

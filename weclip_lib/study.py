@@ -120,6 +120,11 @@ class Study:
         return static_labels(model, self.features(variant), self.work / "cache")
 
     @cached_property
+    def _masked_train(self) -> MaskedImages:
+        """All training pictures with their masks; their files are checked once."""
+        return self._images(MaskedImages, self.setting.train_split, self.pictures)
+
+    @cached_property
     def true_labels(self) -> UInt8[Tensor, "row height width"]:
         """The masks, in the order of the features' rows."""
         dataset = self.looked_at()
@@ -136,9 +141,7 @@ class Study:
         """What the variant's decoder is taught by."""
         rows = self.masked_rows(variant, seed) if variant.masks else []
         if self.setting.augment:
-            images = self.train
-            if variant.masks:
-                images = self._images(MaskedImages, self.setting.train_split, self.pictures)
+            images = self._masked_train if variant.masks else self.train
             return AugmentedSource(images, self.setting.budget.crop, rows=rows, workers=WORKERS)
         if not variant.masks:
             return FrozenSource(self.features(variant), self.static(variant).label)
