@@ -171,7 +171,7 @@ def trends(
         if log:
             axis.set_xscale("log")
         ticks = sorted(points["x"].unique())
-        axis.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks], fontsize=8)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
         axis.minorticks_off()
         axis.set(xlabel=name)
         if reference:
@@ -210,7 +210,7 @@ def growth(panels: Mapping[str, pd.DataFrame], *, ylabel: str) -> dict[str, floa
         axis.set(xscale="log", yscale="log", xlabel=name)
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_xticks(ticks, [f"{tick:.4g}" for tick in ticks], fontsize=8)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
         axis.minorticks_off()
         axis.legend(fontsize=8)
     axes[0, 0].set(ylabel=ylabel)
