@@ -7,8 +7,10 @@ PROFILE ?= mini
 GRID ?= workflow/grids/seeds.yml
 PROCESSES ?= 1
 RUN := $(BIN)/python -m weclip_lib.runner
+# Pictures of up to 100 MB can be uploaded into a notebook.
+UPLOADS := --ServerApp.tornado_settings="{'websocket_max_message_size': 104857600}"
 
-.PHONY: help setup run test lint lab studies publish sweep bench data pretrain clean
+.PHONY: help setup run test browser lint lab app site studies publish sweep bench data pretrain clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -42,8 +44,19 @@ lint: setup
 test: setup lint  ## lint, unit tests, golden parity, every notebook in profile smoke
 	$(BIN)/python -m pytest
 
-lab: setup  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab notebooks
+browser: setup  ## the explorers in a real browser; needs chromium, leaves pictures in runs/browser
+	@PATH="$(CURDIR)/.tools/bin:$$PATH"; \
+	  uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,browser]'
+	$(BIN)/python -m pytest -m browser -rs -s
+
+lab: setup  ## JupyterLab on the notebooks, at the index
+	$(BIN)/jupyter lab notebooks/index.ipynb $(UPLOADS)
+
+app: setup  ## the explorers as a page without code
+	$(BIN)/voila notebooks/10_explorers.ipynb --progressive_rendering=True $(UPLOADS)
+
+site: setup  ## all executed notebooks as pages that read offline, into runs/site
+	$(BIN)/python -m weclip_lib.site
 
 bench: setup  ## what each part of a step costs on this machine, into results/bench
 	$(BIN)/python -m weclip_lib.bench --scaling

@@ -8,9 +8,11 @@ from tests import parity
 from tests.golden import golden_gen
 from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
 from weclip_lib.checkpoint import from_official
-from weclip_lib.config import OFFICIAL, DecoderShape
+from weclip_lib.config import OFFICIAL, DecoderShape, get_profile
+from weclip_lib.datasets import data_folder
 from weclip_lib.labels import VOC
 from weclip_lib.model import WeCLIP
+from weclip_lib.study import Study
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
@@ -50,6 +52,14 @@ def golden_model(golden_backbone: Backbone) -> WeCLIP:
     state = {k: torch.tensor(v) for k, v in golden_gen.decoder_state().items()}
     model.decoder.load_state_dict(from_official(state))
     return model.eval()
+
+
+@pytest.fixture(scope="session")
+def smoke_study(tmp_path_factory) -> Study:
+    """Of profile smoke, with pictures and kept results in folders of their own."""
+    place = tmp_path_factory.mktemp("smoke")
+    setting = get_profile("smoke")
+    return Study(setting, data_folder(setting, str(place / "data")), place / "work")
 
 
 @pytest.fixture(autouse=True)

@@ -33,16 +33,25 @@ ALLOWED = {
     "distributed": set(),
     "sources": {"cache", "datasets", "labels", "model"},
     "state": LEAVES | {"checkpoint", "distributed"},
+    "probe": LEAVES | MATHS | {"backbone"},
+    "stages": LEAVES | MATHS | {"backbone", "cam", "datasets", "decoder", "probe", "rfm"},
+    "watch": LEAVES | {"backbone", "checkpoint", "datasets", "decoder", "evaluate", "model"},
+    "judge": LEAVES | MATHS,
+    "panels": {"labels", "plotting"},
+    "parts": {"panels", "plotting"},
+    "explore": {"config", "panels", "parts", "pictures", "plotting", "stages"},
+    "viewer": {"datasets", "judge", "labels", "metrics", "panels", "parts", "plotting", "watch"},
     "loop": LEAVES | {"cache", "datasets", "distributed", "model", "sources", "state"},
     "train": LEAVES
     | {"backbone", "cache", "checkpoint", "datasets", "distributed", "evaluate", "loop", "metrics"}
-    | {"model", "repro", "results", "sources"},
+    | {"model", "repro", "results", "sources", "watch"},
     "evaluate": LEAVES | MATHS | {"backbone", "datasets", "decoder"},
     "inference": LEAVES
     | {"backbone", "checkpoint", "datasets", "decoder", "evaluate", "metrics", "pictures"}
     | {"plotting"},
     "study": LEAVES
-    | {"backbone", "cache", "datasets", "evaluate", "loop", "metrics", "model", "sources", "train"},
+    | {"backbone", "cache", "datasets", "evaluate", "loop", "metrics", "model", "repro", "sources"}
+    | {"train", "watch"},
     "repro": LEAVES,
     "results": LEAVES | {"repro"},
     "plotting": LEAVES,
@@ -50,9 +59,11 @@ ALLOWED = {
     "tried": LEAVES | {"backbone", "bench", "par", "results"},
     "processes": {"repro"},
     "runner": LEAVES | {"processes", "repro", "results"},
+    "site": {"files", "repro", "runner"},
     "sweep": LEAVES | {"processes", "repro", "results", "runner"},
 }
-ONLY = {"matplotlib": {"plotting"}, "papermill": {"runner"}, "ipywidgets": {"explore"}}
+WIDGETS = {"parts", "explore", "viewer"}
+ONLY = {"matplotlib": {"plotting"}, "papermill": {"runner"}, "ipywidgets": WIDGETS}
 
 
 def imported(module: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from itertools import pairwise
 
 import nbformat
 import pandas as pd
@@ -11,7 +12,8 @@ from weclip_lib import runner
 from weclip_lib.repro import ROOT
 from weclip_lib.results import SCHEMAS
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+EXERCISES = sorted((ROOT / "notebooks" / "exercises").glob("*.ipynb"))
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -56,6 +58,41 @@ def test_every_behaviour_of_the_official_code_has_a_row() -> None:
             for part in rest:
                 fields = getattr(found, "__dataclass_fields__", {})
                 found = fields[part] if part in fields else getattr(found, part)
+
+
+def test_every_lesson_has_exercises_and_the_index_names_all() -> None:
+    assert [path.stem for path in EXERCISES] == [path.stem for path in NOTEBOOKS]
+    index = nbformat.read(ROOT / "notebooks" / "index.ipynb", as_version=4)
+    links = re.findall(r"\]\((\S+\.ipynb)\)", "\n".join(cell.source for cell in index.cells))
+    assert {str(path.relative_to(ROOT / "notebooks")) for path in (*NOTEBOOKS, *EXERCISES)} <= set(
+        links
+    )
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        assert any(f"exercises/{path.name}" in cell.source for cell in cells)
+
+
+@pytest.mark.parametrize("path", EXERCISES, ids=lambda path: path.stem)
+def test_every_exercise_has_a_folded_solution_that_can_fail(path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    numbers = []
+    for cell, following in pairwise(cells):
+        if asked := re.search(r"^## (\d) · ", cell.source, re.MULTILINE):
+            numbers.append(int(asked[1]))
+            assert following.metadata["jupyter"]["source_hidden"] and "assert" in following.source
+    assert numbers == list(range(1, len(numbers) + 1)) and 3 <= len(numbers) <= 5
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(
+    "path", [*EXERCISES, ROOT / "notebooks" / "index.ipynb"], ids=lambda path: path.stem
+)
+def test_solutions_hold(path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    told = {"profile": "smoke", "data_dir": str(tmp_path / "data")}
+    declared = runner.declared_parameters(path)
+    given = {name: value for name, value in told.items() if name in declared}
+    assert runner.run_notebook(path, tmp_path, given)
 
 
 @pytest.mark.notebook

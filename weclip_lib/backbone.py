@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from weclip_lib.weights import load_pretrained, miniclip_weights, refusal
 
+BREAKS = str.maketrans(".,;:!?", "      ")  # between the words of a prompt
 MINICLIP_STATISTICS = ((0.5,) * 3, (64 / 255,) * 3)
 # Differs: CLIP was trained with its own statistics; the official WeCLIP feeds it these
 # (datasets/transforms.py; REFERENCE 9).
@@ -172,6 +173,13 @@ class Backbone(nn.Module):
         kept = torch.stack(attention) if attention else empty
         return ImageFeatures(torch.stack(outputs), kept, grid)
 
+    def unknown_words(self, names: Sequence[str]) -> list[str]:
+        """Words of prompts that the training captions did not hold, where those are known."""
+        if self.vocabulary is None:
+            return []
+        words = {word for name in names for word in name.lower().translate(BREAKS).split()}
+        return sorted(words - self.vocabulary)
+
     @torch.no_grad()
     def encode_text(
         self, names: Sequence[str], template: str = "{}"
@@ -179,22 +187,33 @@ class Backbone(nn.Module):
         """Embed `template.format(name)` for every name; unit length.
 
         Warns where a prompt holds words that the backbone's training never saw.
-        """
-        self._warn_of_unknown_words(names)
-        tokens = self.tokenizer([template.format(name) for name in names])
-        device = self.visual.class_embedding.device
-        return F.normalize(self.clip.encode_text(tokens.to(device)), dim=-1)
 
-    def _warn_of_unknown_words(self, names: Sequence[str]) -> None:
-        if self.vocabulary is None:
-            return
-        words = {word for name in names for word in name.lower().replace(",", " ").split()}
-        unknown = sorted(words - self.vocabulary)
-        if unknown:
+        Raises:
+            ValueError: If a prompt is longer than what the text encoder reads.
+        """
+        if unknown := self.unknown_words(names):
             warnings.warn(
                 f"this backbone was never trained on {', '.join(map(repr, unknown))}: "
                 f"scores for such prompts mean nothing; it knows {sorted(self.vocabulary)}",
-                stacklevel=3,
+                stacklevel=2,
+            )
+        prompts = [template.format(name) for name in names]
+        for prompt in prompts:
+            self._check_length(prompt)
+        tokens = self.tokenizer(prompts)
+        device = self.visual.class_embedding.device
+        return F.normalize(self.clip.encode_text(tokens.to(device)), dim=-1)
+
+    def _check_length(self, prompt: str) -> None:
+        """Refuse what open_clip would cut off in silence (official clip/clip.py refuses, too)."""
+        if not isinstance(self.tokenizer, open_clip.SimpleTokenizer):
+            return
+        room = self.tokenizer.context_length - 2  # start and end of text
+        needed = len(self.tokenizer.encode(prompt))
+        if needed > room:
+            raise ValueError(
+                f"the prompt {prompt[:40]!r}... has {needed} tokens, this backbone reads {room}: "
+                "shorten it"
             )
 
 

@@ -47,6 +47,19 @@ class Decoder(nn.Module):
         )
         self.classify = nn.Conv2d(dim, class_count, kernel_size=1)
 
+    @classmethod
+    def described(cls, note: dict, *, width: int, block_count: int) -> "Decoder":
+        """One of the size that the note of a trained file gives (`train.trained_note`).
+
+        Args:
+            width: Of the backbone's tokens.
+            block_count: Blocks of the backbone that have tokens.
+        """
+        shape = dict(note["decoder"])
+        fused = shape.pop("blocks") or block_count
+        classes = 1 + len(note["classes"])
+        return cls(width=width, class_count=classes, block_count=fused, **shape)
+
     def fused(
         self, tokens: Float[Tensor, "block batch patch width"]
     ) -> Float[Tensor, "batch patch dim"]:

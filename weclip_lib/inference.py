@@ -96,11 +96,8 @@ def load_segmenter(path: Path, *, weights: str = "", device: str = "cpu") -> Seg
             "trained.safetensors of `python -m weclip_lib.train`"
         )
     backbone = load_backbone(note["backbone"], weights or note["weights"], note["statistics"])
-    shape = dict(note["decoder"])
-    blocks = shape.pop("blocks") or len(backbone.blocks) - 1
-    decoder = Decoder(
-        width=backbone.width, class_count=1 + len(note["classes"]), block_count=blocks, **shape
-    )
+    fused = len(backbone.blocks) - 1
+    decoder = Decoder.described(note, width=backbone.width, block_count=fused)
     load_weights(decoder, state, str(path))
     return Segmenter(
         backbone.to(device),

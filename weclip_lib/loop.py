@@ -161,7 +161,7 @@ def train_decoder(
     budget: Budget,
     *,
     seed: int,
-    watch: Callable[[WeCLIP], UInt8[Tensor, "row height width"]] | None = None,
+    watch: Callable[[WeCLIP, int], UInt8[Tensor, "row height width"]] | None = None,
     progress: str = "training",
     long: Long = Long(),
 ) -> Trained:
@@ -174,8 +174,9 @@ def train_decoder(
         source: Pictures, and labels where they are given.
         budget: `batch` counts pictures of all processes and accumulated parts together.
         seed: Of the order of the pictures and of dropout; the decoder is as it is passed.
-        watch: Makes pseudo labels that are kept ten times on the way. Training does not depend on
-            them, and sees no score: somebody else holds them against masks.
+        watch: Makes pseudo labels, of the model and the step, that are kept ten times on the way.
+            Training does not depend on them, and sees no score: somebody else holds them against
+            masks.
         progress: Name of the bar.
         long: Checkpoints, validation, precision, processes. A run goes on from its newest
             checkpoint, and ends with the weights that it would have had without a stop.
@@ -254,7 +255,7 @@ def train_decoder(
             save_state(long.folder, done, model.decoder, optimizer, about, group)
         if done in watched_at:
             paused = time.process_time()
-            kept.append(watch(model))
+            kept.append(watch(model, done))
             began += time.process_time() - paused
     watched = torch.stack(kept) if kept else NOTHING
     return Trained(model.eval(), history, time.process_time() - began, watched, watched_at)

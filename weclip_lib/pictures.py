@@ -1,5 +1,8 @@
 """Decode pictures and masks strictly: nothing is guessed, and nothing wrong passes in silence."""
 
+import os
+import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,8 @@ from weclip_lib.files import whole
 from weclip_lib.labels import COLORMAP, IGNORE_INDEX
 
 MODES = ("RGB", "L")  # grey pictures become three equal channels
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+MOST_PIXELS = 40_000_000  # of a picture that somebody sends
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # the last bytes of a whole file
 
 
@@ -48,6 +53,39 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     with _opened(path) as image:
         _check_mode(path, image)
         return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def read_upload(name: str, content: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode a picture that somebody has sent, as `read_image` does.
+
+    Raises:
+        Unusable: If it is none, or has more than 40 megapixels.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / (Path(name).name or "picture")
+        path.write_bytes(content)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                height, width = picture_size(path)
+            if height * width > MOST_PIXELS:
+                raise Unusable(f"{path} has {width}x{height} pixels: shrink it below 40 megapixels")
+            return read_image(path)
+        except Unusable as error:
+            if isinstance(error.__cause__, BOMBS):
+                raise Unusable(
+                    f"{path.name} has far too many pixels: shrink it below 40 megapixels"
+                ) from error
+            raise Unusable(str(error).replace(f"{folder}{os.sep}", "")) from error
+
+
+def fitted(
+    pixels: UInt8[np.ndarray, "height width 3"], side: int, patch: int
+) -> UInt8[np.ndarray, "new_h new_w 3"]:
+    """Scaled so that the longer side has about `side` pixels and both are whole patches."""
+    scale = side / max(pixels.shape[:2])
+    height, width = (max(1, round(length * scale / patch)) * patch for length in pixels.shape[:2])
+    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _is_whole(path: Path, kind: str | None) -> bool:

@@ -1,17 +1,20 @@
 """Figures: pictures, label maps, heat maps, curves and bars. The only module with matplotlib."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from weclip_lib.labels import IGNORE_INDEX, LabelSet
 
 TILE = 1.7  # inches a picture
+HEAT = "magma"  # colours of maps in [0, 1]
 # Twelve hues that people with common colour blindness tell apart best, background black.
 PALETTE = np.array(
     [
@@ -40,6 +43,12 @@ def colours(class_count: int) -> np.ndarray:
     return table
 
 
+@cache
+def heat_colours() -> np.ndarray:
+    """RGB in 0-255 of 256 levels from cold to hot; also told apart without colour."""
+    return (plt.get_cmap(HEAT)(np.arange(256))[:, :3] * 255).astype(np.uint8)
+
+
 def label_image(label: np.ndarray, labels: LabelSet) -> np.ndarray:
     """A label map as RGB."""
     return colours(labels.class_count)[np.asarray(label)]
@@ -51,6 +60,7 @@ def image_grid(
     titles: Sequence[str] = (),
     row_titles: Sequence[str] = (),
     labels: LabelSet | None = None,
+    footer: str = "",
 ) -> Figure:
     """Draw rows of pictures: RGB as they are, two-dimensional floats as heat maps in [0, 1].
 
@@ -58,6 +68,7 @@ def image_grid(
         titles: Over the columns.
         row_titles: Left of the rows.
         labels: Adds a legend of the class colours.
+        footer: A line below.
     """
     height, width = len(rows), max(len(row) for row in rows)
     figure, axes = plt.subplots(
@@ -69,7 +80,7 @@ def image_grid(
             axis.set_frame_on(False)
         for axis, picture in zip(row, line, strict=False):
             if picture.ndim == 2:
-                axis.imshow(picture, cmap="magma", vmin=0, vmax=1)
+                axis.imshow(picture, cmap=HEAT, vmin=0, vmax=1)
             else:
                 axis.imshow(picture)
     for axis, title in zip(axes[0], titles, strict=False):
@@ -87,8 +98,16 @@ def image_grid(
             fontsize=8,
             frameon=False,
         )
-    figure.tight_layout(rect=(0, 0.55 / (TILE * height + 0.5) if labels else 0, 1, 1))
+    if footer:
+        figure.text(0.5, 0.01, footer, ha="center", va="bottom", fontsize=8)
+    below = 0.55 if labels else 0.3 * footer.count("\n") + 0.25 if footer else 0
+    figure.tight_layout(rect=(0, below / (TILE * height + 0.5), 1, 1))
     return figure
+
+
+def close(figure: Figure) -> None:
+    """Let go of a figure that is not shown by the notebook itself."""
+    plt.close(figure)
 
 
 def curves(history: pd.DataFrame, metrics: Sequence[str]) -> Figure:
@@ -104,6 +123,24 @@ def curves(history: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     axes[0, -1].legend(fontsize=8)
     figure.tight_layout()
     return figure
+
+
+def curve_picture(history: pd.DataFrame) -> bytes:
+    """The curves of one run as a PNG: a panel for losses, one for scores in percent."""
+    scores = history["metric"].str.contains("miou", case=False)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 2.8))
+    for axis, title, chosen in zip(axes, ("loss", "mIoU, %"), (~scores, scores), strict=True):
+        for metric, part in history[chosen].groupby("metric", sort=False):
+            name = metric.replace("_", " ").removeprefix("mIoU of ").removesuffix(", %")
+            axis.plot(part["iteration"], part["value"], "o-", ms=3, label=name)
+        axis.set(xlabel="training step", title=title)
+        if chosen.any():
+            axis.legend(fontsize=8)
+    figure.tight_layout()
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=90)
+    plt.close(figure)
+    return file.getvalue()
 
 
 def bars(summary: pd.DataFrame, *, order: Sequence[str], xlabel: str) -> Figure:
@@ -216,3 +253,72 @@ def growth(panels: Mapping[str, pd.DataFrame], *, ylabel: str) -> dict[str, floa
     axes[0, 0].set(ylabel=ylabel)
     figure.tight_layout()
     return exponents
+
+
+FROZEN, TRAINED, COMPUTED = "#cfe3f5", "#f7d9b0", "#ececec"
+# Box: name of its shape, colour, column, row; columns run from left to right, rows from the top.
+MAP_BOXES = {
+    "picture": ("images", COMPUTED, 0, 1),
+    "words and\nbackground prompts": ("texts", COMPUTED, 0, 0),
+    "CLIP, text encoder": ("texts", FROZEN, 1, 0),
+    "CLIP, all blocks\nbut the last": ("tokens", FROZEN, 1, 1),
+    "attention of\nthe last blocks": ("attention", COMPUTED, 2, 1.6),
+    "last block, Grad-CAM:\ninitial CAM, boxes": ("cam", FROZEN, 2, 0.4),
+    "decoder": ("logits", TRAINED, 1, 3),
+    "decoder's affinity": ("affinity", TRAINED, 2, 3),
+    "RFM: choose, reweight;\ntransition matrix": ("affinity", COMPUTED, 3, 2.3),
+    "refined CAM": ("refined", COMPUTED, 4, 1),
+    "PAR: pseudo label": ("label", COMPUTED, 5, 1),
+    "segmentation loss": ("logits", TRAINED, 5, 3.6),
+    "affinity loss": ("affinity", TRAINED, 4, 3),
+}
+MAP_ARROWS = (
+    ("words and\nbackground prompts", "CLIP, text encoder"),
+    ("picture", "CLIP, all blocks\nbut the last"),
+    ("CLIP, text encoder", "last block, Grad-CAM:\ninitial CAM, boxes"),
+    ("CLIP, all blocks\nbut the last", "last block, Grad-CAM:\ninitial CAM, boxes"),
+    ("CLIP, all blocks\nbut the last", "attention of\nthe last blocks"),
+    ("CLIP, all blocks\nbut the last", "decoder"),
+    ("decoder", "decoder's affinity"),
+    ("attention of\nthe last blocks", "RFM: choose, reweight;\ntransition matrix"),
+    ("decoder's affinity", "RFM: choose, reweight;\ntransition matrix"),
+    ("RFM: choose, reweight;\ntransition matrix", "refined CAM"),
+    ("last block, Grad-CAM:\ninitial CAM, boxes", "refined CAM"),
+    ("refined CAM", "PAR: pseudo label"),
+    ("PAR: pseudo label", "segmentation loss"),
+    ("PAR: pseudo label", "affinity loss"),
+    ("decoder's affinity", "affinity loss"),
+    ("decoder", "segmentation loss"),
+)
+
+
+def method_map(shapes: Mapping[str, tuple[int, ...]]) -> Figure:
+    """The method on one page: what is frozen, trained and computed, with the shapes.
+
+    Args:
+        shapes: Of images, texts, tokens, attention, cam, affinity, refined, label and logits.
+    """
+    figure, axis = plt.subplots(figsize=(13, 5.6))
+    width, height, across, down = 0.8, 0.62, 1.0, 1.0
+    for name, (shape, colour, column, row) in MAP_BOXES.items():
+        place = (column * across - width / 2, -row * down - height / 2)
+        box = FancyBboxPatch(place, width, height, "round,pad=0.02", fc=colour, ec="0.4")
+        axis.add_patch(box)
+        axis.text(column, -row + 0.07, name, ha="center", va="center", fontsize=8.5)
+        text = " x ".join(map(str, shapes[shape]))
+        axis.text(column, -row - 0.22, text, ha="center", va="center", fontsize=7, color="0.35")
+    for start, end in MAP_ARROWS:
+        _, _, x0, y0 = MAP_BOXES[start]
+        _, _, x1, y1 = MAP_BOXES[end]
+        level = x0 == x1
+        sign = 1 if y1 > y0 else -1
+        tail = (x0, -y0 - sign * (height / 2 + 0.03)) if level else (x0 + width / 2 + 0.03, -y0)
+        head = (x1, -y1 + sign * (height / 2 + 0.03)) if level else (x1 - width / 2 - 0.03, -y1)
+        axis.annotate("", head, tail, arrowprops={"arrowstyle": "-|>", "color": "0.35"})
+    for colour, name in ((FROZEN, "frozen"), (TRAINED, "trained"), (COMPUTED, "computed")):
+        axis.scatter([], [], marker="s", s=90, c=colour, edgecolors="0.4", label=name)
+    axis.legend(loc="lower left", ncols=3, frameon=False)
+    axis.set(xlim=(-0.5, 5.5), ylim=(-4.2, 0.45))
+    axis.axis("off")
+    figure.tight_layout()
+    return figure

@@ -150,6 +150,7 @@ def run_notebook(notebook: Path, folder: Path, parameters: dict) -> bool:
         cwd=str(ROOT),
         progress_bar={"desc": notebook.stem, "leave": False},
         extra_arguments=["--IPKernelApp.log_level=50"],
+        store_widget_state=False,  # explorers bring a picture of themselves along
         stderr_file=sys.stderr,  # progress bars of long cells
     )
     _tidy(partial / "notebooks" / notebook.name)
@@ -205,7 +206,8 @@ def main() -> None:
             if arguments.profile == "smoke":
                 preset, shorter = preset | {"steps": 0, "pictures": 0}, {}
         given = {name: yaml.safe_load(value) for name, value in arguments.p}
-        notebooks = sorted(NOTEBOOKS.glob(f"{arguments.notebook}*.ipynb"))
+        found = NOTEBOOKS.glob(f"{arguments.notebook}*.ipynb")
+        notebooks = sorted(path for path in found if path.stem[0].isdigit())
         if not notebooks:
             raise ValueError(f"no notebook starts with {arguments.notebook!r} in {NOTEBOOKS}")
         default = preset["profile"] if arguments.preset == "run" else arguments.preset

@@ -15,11 +15,14 @@ from weclip_lib.cache import FrozenDataset, StaticLabels, static_labels
 from weclip_lib.config import Budget, Profile
 from weclip_lib.datasets import LabelledImages, MaskedImages
 from weclip_lib.evaluate import score_decoders
-from weclip_lib.loop import Trained
+from weclip_lib.files import locked, whole
+from weclip_lib.loop import Long, Trained, train_decoder
 from weclip_lib.metrics import confusion_matrix, scores
 from weclip_lib.model import WeCLIP
+from weclip_lib.repro import seed_everything, source_hash
 from weclip_lib.sources import AugmentedSource, FrozenSource, Source
-from weclip_lib.train import trained_decoder
+from weclip_lib.train import decoder_key, trained_decoder, trained_note
+from weclip_lib.watch import Watcher, curve_writer
 
 NEVER = 1.0  # an `rfm_start` at which the RFM does not start
 WORKERS = 2  # processes that decode and augment
@@ -169,6 +172,29 @@ class Study:
             watch=watch,
             progress=f"{variant.name}, seed {seed}",
         )
+
+    def watched_run(self, variant: Variant, budget: Budget, seed: int, *, count: int = 16) -> Path:
+        """Folder of a run that watched the first training pictures; trained, or found.
+
+        Args:
+            count: Pictures that are watched.
+        """
+        seed_everything(seed)
+        model, source = self.model(variant), self.source(variant, seed)
+        key = decoder_key(model, source, budget, seed)
+        folder = self.work / "watched_runs" / f"{key}-{count}-{source_hash('watch')[:8]}"
+        with locked(folder):
+            if not folder.exists():
+                square = self.setting.budget.crop if self.setting.augment else 0
+                images = self._images(
+                    LabelledImages, self.setting.train_split, count, square=square
+                )
+                with whole(folder) as partial:
+                    note = trained_note(self.setting, budget.steps)
+                    watch = Watcher(images, partial, note)
+                    long = Long(note=curve_writer(partial))
+                    train_decoder(model, source, budget, seed=seed, watch=watch, long=long)
+        return folder
 
     def judge(
         self, trained: dict[tuple[str, int], Trained], split: str, *, every_scale: bool = False

@@ -30,8 +30,23 @@ from weclip_lib.model import WeCLIP
 from weclip_lib.repro import seed_everything, source_hash
 from weclip_lib.results import outside_results
 from weclip_lib.sources import AugmentedSource, Source
+from weclip_lib.watch import Watcher, curve_writer
 
 MADE_BY = ("affinity", "cam", "decoder", "loop", "losses", "model", "par", "rfm", "sources")
+
+
+def decoder_key(model: WeCLIP, source: Source, budget: Budget, seed: int) -> str:
+    """Hash of all that a trained decoder depends on."""
+    about = (
+        asdict(model.method),
+        asdict(budget),
+        seed,
+        [tuple(p.shape) for p in model.decoder.parameters()],
+        frozen_key(model),
+        source.key,
+        source_hash(*MADE_BY),
+    )
+    return sha256(repr(about).encode()).hexdigest()[:16]
 
 
 def trained_decoder(
@@ -55,16 +70,7 @@ def trained_decoder(
     """
     seed_everything(seed)
     model = build()
-    about = (
-        asdict(model.method),
-        asdict(budget),
-        seed,
-        [tuple(p.shape) for p in model.decoder.parameters()],
-        frozen_key(model),
-        source.key,
-        source_hash(*MADE_BY),
-    )
-    path = folder / f"{sha256(repr(about).encode()).hexdigest()[:16]}.safetensors"
+    path = folder / f"{decoder_key(model, source, budget, seed)}.safetensors"
     watching = sha256(repr((features.key, list(watch)) if watch else "").encode()).hexdigest()[:16]
     beside = folder / "watched" / f"{path.stem}-{watching}.safetensors"
     with locked(path):
@@ -73,7 +79,7 @@ def trained_decoder(
             kept = load_file(beside) if watch else {"labels": NOTHING, "at": torch.empty(0)}
             at = kept["at"].tolist()
             return Trained(model.eval(), **read_note(path), watched=kept["labels"], watched_at=at)
-        look = (lambda now: rfm_label(now, features, watch)) if watch else None
+        look = (lambda now, _: rfm_label(now, features, watch)) if watch else None
         trained = train_decoder(model, source, budget, seed=seed, watch=look, progress=progress)
         if watch:
             at = torch.tensor(trained.watched_at)
@@ -115,30 +121,6 @@ def trained_note(setting: Profile, steps: int) -> dict:
         "long_side": setting.long_side,
         "steps": steps,
     }
-
-
-def _curve_writer(folder: Path) -> Callable[[list[dict[str, float]]], None]:
-    """Writes curve.csv anew at every point; TensorBoard's events too, where it is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-
-        board = SummaryWriter(str(folder / "tensorboard"))
-    except ImportError:
-        board = None
-
-    def write(history: list[dict[str, float]]) -> None:
-        rows = [
-            (point["iteration"], name, value)
-            for point in history
-            for name, value in point.items()
-            if name != "iteration"
-        ]
-        lines = "".join(f"{step},{name},{value:.6f}\n" for step, name, value in rows)
-        write_text(folder / "curve.csv", f"iteration,metric,value\n{lines}")
-        for name, value in history[-1].items() if board else ():
-            board.add_scalar(name, value, history[-1]["iteration"])
-
-    return write
 
 
 def run(arguments: argparse.Namespace, group: Group) -> None:
@@ -186,12 +168,18 @@ def run(arguments: argparse.Namespace, group: Group) -> None:
         accumulate=arguments.accumulate,
         bf16=arguments.bf16,
         group=group,
-        note=_curve_writer(folder) if group.is_first else None,
+        note=curve_writer(folder) if group.is_first else None,
     )
     source = AugmentedSource(images, budget.crop, workers=arguments.workers)
-    train_decoder(model, source, budget, seed=arguments.seed, long=long)
+    note = trained_note(setting, budget.steps)
+    watch = None
+    if arguments.watch:
+        shown = LabelledImages(
+            data, split, setting.labels, min_size=size, limit=arguments.watch, square=budget.crop
+        )
+        watch = Watcher(shown, folder, note, writes=group.is_first)
+    train_decoder(model, source, budget, seed=arguments.seed, watch=watch, long=long)
     if group.is_first:
-        note = trained_note(setting, budget.steps)
         save_weights(model.decoder, folder / "trained.safetensors", note)
         tqdm.write(f"wrote {folder / 'trained.safetensors'}", file=sys.stderr)
 
@@ -219,6 +207,9 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps")
     parser.add_argument("--validate-every", type=int, default=0, help="steps; 0: never")
     parser.add_argument("--validate-pictures", type=int, default=0, help="0: all")
+    parser.add_argument(
+        "--watch", type=int, default=0, help="keep labels of the first so many pictures, ten times"
+    )
     parser.add_argument("--val", default="val", help="split that is validated on")
     arguments = parser.parse_args(given)
     try:

@@ -1,0 +1,141 @@
+"""What the explorers are built of: a picture to click on, panels, a page that shows its errors."""
+
+import base64
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+import anywidget
+import ipywidgets as widgets
+import numpy as np
+import traitlets
+from jaxtyping import UInt8
+
+from weclip_lib.panels import as_png
+from weclip_lib.plotting import Figure, close, image_grid
+
+RGB = UInt8[np.ndarray, "_ _ 3"]
+HERE = Path(__file__).parent
+NAMED = {"description_width": "150px"}
+WIDE = widgets.Layout(width="460px")
+ROW = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
+
+
+class GridPicture(anywidget.AnyWidget):
+    """A picture cut into cells, one of which is chosen by a click or by the arrow keys."""
+
+    _esm = HERE / "grid_picture.js"
+    _css = HERE / "explore.css"
+    png = traitlets.Bytes().tag(sync=True)
+    rows = traitlets.Int(1).tag(sync=True)
+    columns = traitlets.Int(1).tag(sync=True)
+    cells = traitlets.Int(1).tag(sync=True)  # of rows * columns, the first ones can be chosen
+    cell = traitlets.Int(0).tag(sync=True)
+    width = traitlets.Int(400).tag(sync=True)  # on the page, in pixels
+    label = traitlets.Unicode().tag(sync=True)  # for those who cannot see it
+
+    def show(self, picture: RGB, rows: int, columns: int, cells: int = 0) -> None:
+        """Another picture; the chosen cell stays if there still is such a one."""
+        cells = cells or rows * columns
+        with self.hold_sync():
+            self.png = as_png(picture)
+            self.rows, self.columns, self.cells = rows, columns, cells
+            self.cell = min(self.cell, cells - 1)
+
+
+class Panel(widgets.VBox):
+    """A picture with its name above and a line below."""
+
+    def __init__(self, title: str) -> None:
+        self.picture = widgets.Image(format="png", layout=widgets.Layout(object_fit="contain"))
+        self.caption = widgets.HTML()
+        self.title, self.shown, self.text = title, np.zeros((1, 1, 3), np.uint8), ""
+        super().__init__(
+            [widgets.HTML(f"<b>{escape(title)}</b>"), self.picture, self.caption],
+            layout=widgets.Layout(margin="0 10px 8px 0"),
+        )
+
+    def show(self, picture: RGB, text: str = "") -> None:
+        """Another picture and line."""
+        self.shown, self.text = picture, text
+        self.picture.value = as_png(picture)
+        self.caption.value = f'<div class="weclip-caption">{escape(text)}</div>'
+        self.layout.display = None
+
+    def hide(self) -> None:
+        """Take the panel off the page until it is shown again."""
+        self.layout.display = "none"
+
+
+class Explorer(widgets.VBox):
+    """Controls and panels; what goes wrong is said in the page, and the page goes on.
+
+    Its static twin (`figure`) is part of what a notebook keeps of it, so that a page without a
+    kernel shows the same pictures.
+
+    Attributes:
+        seconds: How long the last changes took, from the control to the panels.
+    """
+
+    def __init__(self, panels: dict[str, str]) -> None:
+        self.panels = {name: Panel(title) for name, title in panels.items()}
+        self.message = widgets.HTML()
+        self.seconds: deque[float] = deque(maxlen=1000)
+        self._held = False
+        super().__init__()
+
+    def _draw(self) -> list[str]:
+        """Bring the panels up to date; returns remarks."""
+        raise NotImplementedError
+
+    def _say(self, lines: list[str], kind: str = "") -> None:
+        text = "<br>".join(escape(line) for line in lines)
+        shown = f'<div class="weclip-message {kind}" role="status">{text}</div>' if lines else ""
+        self.message.value = shown
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Change several controls with no refresh in between."""
+        held, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = held
+
+    def _refresh(self, _change: object = None) -> None:
+        if self._held:
+            return
+        began = time.perf_counter()
+        try:
+            self._say(self._draw())
+        except Exception as error:  # a callback's traceback would be lost in a log
+            known = isinstance(error, ValueError)
+            self._say([str(error) if known else f"{type(error).__name__}: {error}"], "error")
+        self.seconds.append(time.perf_counter() - began)
+
+    def _follow(self, *controls: widgets.Widget) -> None:
+        """Refresh when the value of any of them changes."""
+        for control in controls:
+            control.observe(self._refresh, "cell" if isinstance(control, GridPicture) else "value")
+
+    def footer(self) -> str:
+        """What stands below the static twin."""
+        return ""
+
+    def figure(self) -> Figure:
+        """The panels as they are, with their lines, as a figure."""
+        shown = [panel for panel in self.panels.values() if panel.layout.display != "none"]
+        titles = [f"{panel.title}\n{panel.text}".strip() for panel in shown]
+        return image_grid([[panel.shown for panel in shown]], titles=titles, footer=self.footer())
+
+    def _repr_mimebundle_(self, **kwargs: object) -> dict[str, str]:
+        """The live page, and its static twin for whatever cannot show one."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        file, figure = BytesIO(), self.figure()
+        figure.savefig(file, format="png", dpi=100)
+        close(figure)
+        return {**bundle, "image/png": base64.b64encode(file.getvalue()).decode()}
