@@ -161,9 +161,22 @@ class Page:
     def words(self):
         return self.page.locator("input[placeholder='boat; cat']").first
 
+    def upload(self, name: str, content: bytes) -> None:
+        with self.page.expect_file_chooser() as asked:
+            self.page.locator("button", has_text="your own picture").first.click()
+        file = {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+        asked.value.set_files(file)
+
+    def where(self) -> str:
+        """The chosen patch, in words."""
+        grid = "//div[starts-with(@aria-label, 'patches')]"
+        box = f"{grid}/ancestor::div[contains(@class, 'widget-vbox')][1]"
+        return self.page.locator(f"xpath={box}").locator(".weclip-caption").inner_text()
+
     def message(self) -> str:
-        found = self.page.locator(".weclip-message")
-        return found.first.inner_text() if found.count() else ""
+        """What the first explorer has to say; nothing, if all is well."""
+        said = "() => document.querySelector('.weclip-message')?.innerText ?? ''"
+        return self.page.evaluate(said)
 
 
 def get_ready(kind: str, page) -> None:
@@ -221,15 +234,14 @@ def test_explorers(served, browser, place) -> None:
         page.keyboard.press("Enter")
         seen.until(lambda s=said: s in seen.message(), f"message for {typed[:10]!r}")
     page.screenshot(path=SHOTS / f"{kind}_message.png")
-    upload = page.locator("input[type=file]").first
     for file in ("notes.txt", "vast.png"):
-        upload.set_input_files({"name": file, "mimeType": "", "buffer": bad_file(file)})
+        seen.upload(file, bad_file(file))
         seen.until(lambda f=file: f in seen.message(), f"message for {file}")
     seen.words().fill(tags)
     page.keyboard.press("Enter")
     seen.until(lambda: not seen.message(), "the page goes on")
     photo = encoded(Image.fromarray(dataset.image(0)).resize((300, 200)), "JPEG")
-    upload.set_input_files({"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": photo})
+    seen.upload("photo.jpg", photo)
     seen.until(lambda: "photo.jpg" in seen.caption("picture"), "the uploaded picture is shown")
     assert seen.picture("picture").shape == (135, 208, 3)
 
@@ -238,10 +250,10 @@ def test_explorers(served, browser, place) -> None:
     box = patches.bounding_box()
     before = seen.source("affinity of the decoder")
     patches.click(position={"x": 0.27 * box["width"], "y": 0.77 * box["height"]})
-    seen.until(lambda: seen.caption("patch") == "row 16, column 6", "the clicked patch")
-    assert seen.source("affinity of the decoder") != before
+    seen.until(lambda: seen.where() == "row 16, column 6", "the clicked patch")
+    seen.until(lambda: seen.source("affinity of the decoder") != before, "its row")
     page.keyboard.press("ArrowRight")
-    seen.until(lambda: seen.caption("patch") == "row 16, column 7", "the next patch")
+    seen.until(lambda: seen.where() == "row 16, column 7", "the next patch")
     patches.scroll_into_view_if_needed()
     page.screenshot(path=SHOTS / f"{kind}_affinity.png")
 

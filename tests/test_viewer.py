@@ -55,7 +55,7 @@ def test_scores_are_those_of_the_watched_pictures(viewer) -> None:
 
 
 def test_static_twins(viewer) -> None:
-    for figure, count in ((viewer.figure(), 5), (viewer.failures(3), 2 * len(KINDS) * 3)):
+    for figure, count in ((viewer.figure(), 5), (viewer.failures(3), len(KINDS) * 3)):
         assert sum(bool(axis.images) for axis in figure.axes) == count
         close(figure)
 

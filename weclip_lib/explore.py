@@ -16,6 +16,7 @@ from weclip_lib.plotting import colours
 from weclip_lib.stages import Affinities, Picture, Pipeline, Settings, Stages
 
 THUMBNAIL = 72  # pixels
+MEAN = -1  # instead of a head's number
 LISTED = 7  # prompts whose probability is shown
 
 
@@ -36,7 +37,9 @@ class Gallery(widgets.VBox):
     def __init__(self, pictures: Sequence[Picture], side: int, patch: int) -> None:
         self.pictures, self.side, self.patch = list(pictures), side, patch
         self.choice = GridPicture(label="pictures to choose from")
-        self.upload = widgets.FileUpload(description="your own picture", multiple=False)
+        self.upload = widgets.FileUpload(
+            description="your own picture", multiple=False, layout=widgets.Layout(width="240px")
+        )
         self._show()
         super().__init__([self.choice, self.upload])
 
@@ -253,8 +256,10 @@ class CamExplorer(PictureExplorer):
         boxed = panels.boxes(pixels, found.boxes[number].numpy())
         self.panels["boxes"].show(boxed, f"{100 * part:.0f} % of the patches")
         self.panels["refined"].show(panels.heat(found.refined[number].numpy(), pixels))
-        share = (found.smooth[1 + number] / found.smooth.sum(dim=0)).numpy()
-        self.panels["par"].show(panels.heat(share, pixels), f"share of {word} among all maps")
+        share = found.smooth[1 + number] / found.smooth.sum(dim=0)
+        top = float(share.max())
+        smooth = panels.heat((share / max(top, 1e-12)).numpy(), pixels)
+        self.panels["par"].show(smooth, f"share of {word} among all maps, up to {top:.2f}")
         iou = self.pipeline.word_iou(shown, chosen, found.label)
         scored = ", ".join(f"{name} {value:.1f} %" for name, value in iou.items())
         label = panels.label_map(found.label.numpy(), table, pixels)
@@ -313,7 +318,7 @@ class AffinityExplorer(PictureExplorer):
         self.patch = GridPicture(width=320, label="patches of the picture: click, or arrow keys")
         self.block = _slider("block", 0, blocks - 1, blocks - 1)
         heads = backbone.blocks[0].attn.num_heads
-        options = [("mean of all heads", None), *((f"head {n}", n) for n in range(heads))]
+        options = [("mean of all heads", MEAN), *((f"head {n}", n) for n in range(heads))]
         self.head = widgets.Dropdown(options=options, description="head", style=NAMED, layout=WIDE)
         steps = list(affinities.decoders)
         self.decoder = widgets.SelectionSlider(
@@ -321,7 +326,8 @@ class AffinityExplorer(PictureExplorer):
         )
         self.bars = widgets.HTML()
         controls = widgets.VBox([self.block, self.head, self.decoder, self.bars])
-        top = widgets.HBox([self.patch, controls], layout=ROW)
+        where = widgets.VBox([self.patch, self.panels["patch"].caption])
+        top = widgets.HBox([where, controls], layout=ROW)
         shown = widgets.HBox([*self.panels.values()][1:], layout=ROW)
         self.children = [self.gallery, top, self.message, shown]
         self._follow(self.patch, self.block, self.head, self.decoder)
@@ -338,7 +344,8 @@ class AffinityExplorer(PictureExplorer):
 
     def _draw(self) -> list[str]:
         shown, patch = self.gallery.chosen, self.patch.cell
-        chosen = {"block": self.block.value, "head": self.head.value, "decoder": self.decoder.value}
+        head = None if self.head.value == MEAN else self.head.value
+        chosen = {"block": self.block.value, "head": head, "decoder": self.decoder.value}
         rows = self.affinities.rows(shown, patch, **chosen)
         grid = tuple(rows.head.shape)
         cell = divmod(patch, grid[1])

@@ -67,7 +67,7 @@ def label_map(
     """Class ids in colours; over a picture, if there is one, with background as it is."""
     shown = table[label]
     if under is not None:
-        mixed = (under.astype(np.uint16) + 2 * shown) // 3
+        mixed = (under.astype(np.uint16) + 2 * shown.astype(np.uint16)) // 3
         shown = np.where((label > 0)[..., None], mixed, under).astype(np.uint8)
     return scaled(shown, smooth=False)
 

@@ -16,7 +16,7 @@ import traitlets
 from jaxtyping import UInt8
 
 from weclip_lib.panels import as_png
-from weclip_lib.plotting import Figure, close, image_grid
+from weclip_lib.plotting import Figure, close, contact_sheet
 
 RGB = UInt8[np.ndarray, "_ _ 3"]
 HERE = Path(__file__).parent
@@ -129,8 +129,8 @@ class Explorer(widgets.VBox):
     def figure(self) -> Figure:
         """The panels as they are, with their lines, as a figure."""
         shown = [panel for panel in self.panels.values() if panel.layout.display != "none"]
-        titles = [f"{panel.title}\n{panel.text}".strip() for panel in shown]
-        return image_grid([[panel.shown for panel in shown]], titles=titles, footer=self.footer())
+        pictures = [(panel.title, panel.text, panel.shown) for panel in shown]
+        return contact_sheet(pictures, footer=self.footer())
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, str]:
         """The live page, and its static twin for whatever cannot show one."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cache
 from io import BytesIO
+from textwrap import wrap
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -60,7 +61,6 @@ def image_grid(
     titles: Sequence[str] = (),
     row_titles: Sequence[str] = (),
     labels: LabelSet | None = None,
-    footer: str = "",
 ) -> Figure:
     """Draw rows of pictures: RGB as they are, two-dimensional floats as heat maps in [0, 1].
 
@@ -68,7 +68,6 @@ def image_grid(
         titles: Over the columns.
         row_titles: Left of the rows.
         labels: Adds a legend of the class colours.
-        footer: A line below.
     """
     height, width = len(rows), max(len(row) for row in rows)
     figure, axes = plt.subplots(
@@ -98,10 +97,30 @@ def image_grid(
             fontsize=8,
             frameon=False,
         )
-    if footer:
-        figure.text(0.5, 0.01, footer, ha="center", va="bottom", fontsize=8)
-    below = 0.55 if labels else 0.3 * footer.count("\n") + 0.25 if footer else 0
-    figure.tight_layout(rect=(0, below / (TILE * height + 0.5), 1, 1))
+    figure.tight_layout(rect=(0, 0.55 / (TILE * height + 0.5) if labels else 0, 1, 1))
+    return figure
+
+
+def contact_sheet(
+    pictures: Sequence[tuple[str, str, np.ndarray]], *, columns: int = 4, footer: str = ""
+) -> Figure:
+    """Pictures in rows, each with a name above and a line below; and a text below all of them."""
+    rows = -(-len(pictures) // columns)
+    lines = [line for part in footer.split("\n") for line in wrap(part, 150)]
+    high = 3.0 * rows + 0.18 * len(lines)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, high), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, line, picture) in zip(axes.flat, pictures, strict=False):
+        axis.imshow(picture)
+        axis.set_title(name, fontsize=10)
+        axis.text(
+            0.5, -0.03, "\n".join(wrap(line, 42)), ha="center", va="top", fontsize=8,
+            transform=axis.transAxes,
+        )  # fmt: skip
+    figure.text(0.5, 0.08 / high, "\n".join(lines), ha="center", va="bottom", fontsize=8)
+    below = (0.35 + 0.16 * len(lines)) / high
+    figure.subplots_adjust(0.01, below, 0.99, 1 - 0.3 / high, wspace=0.06, hspace=0.32)
     return figure
 
 

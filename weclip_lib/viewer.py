@@ -6,6 +6,7 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool, UInt8
 
 from weclip_lib import panels
 from weclip_lib.datasets import MaskedImages
@@ -13,7 +14,7 @@ from weclip_lib.judge import KINDS, Judged, errors, judge
 from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.metrics import confusion_matrix, scores
 from weclip_lib.parts import NAMED, ROW, WIDE, Explorer, GridPicture
-from weclip_lib.plotting import Figure, colours, curve_picture, image_grid
+from weclip_lib.plotting import Figure, colours, contact_sheet, curve_picture
 from weclip_lib.watch import read_run
 
 THUMBNAIL = 96  # pixels
@@ -41,7 +42,7 @@ class TrainingViewer(Explorer):
                 "wrong": "what is wrong",
             }
         )
-        self.run = read_run(folder)
+        self.folder, self.dataset, self.run = folder, dataset, read_run(folder)
         self.classes = ("background", *self.run.classes)
         self.table = colours(len(self.classes))
         places = {name: row for row, name in enumerate(dataset.names)}
@@ -113,6 +114,12 @@ class TrainingViewer(Explorer):
         rows = judge(list(found.values()), masks, list(found), len(self.classes))
         return sorted(rows, key=lambda row: -row.share[kind]) if kind else rows
 
+    def _marked(self, name: str, where: Bool[np.ndarray, "_ _"]) -> UInt8[np.ndarray, "_ _ 3"]:
+        """A watched picture in grey, with some pixels in the colour of errors."""
+        grey = self.pixels[name].mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8)
+        grey[where] = WRONG
+        return panels.scaled(grey, smooth=False)
+
     def _draw(self) -> list[str]:
         ordered = [row.name for row in self.judged(self.order.value)]
         if ordered != self.worst:
@@ -134,14 +141,10 @@ class TrainingViewer(Explorer):
         shown = panels.label_map(said, self.table, pixels)
         self.panels["prediction"].show(shown, f"mIoU {own.miou:.1f} %")
         self.panels["truth"].show(panels.label_map(mask, self.table, pixels))
-        wrong = np.zeros_like(mask)
-        for where in errors(said, mask).values():
-            wrong[where] = 1
-        grey = pixels.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8)
-        grey[wrong == 1] = WRONG
+        wrong = np.logical_or.reduce(list(errors(said, mask).values()))
         worst = max(own.share, key=own.share.get)
         text = f"mostly {worst}: {KINDS[worst]}, {own.share[worst]:.1f} % of the picture"
-        self.panels["wrong"].show(panels.scaled(grey, smooth=False), text)
+        self.panels["wrong"].show(self._marked(name, wrong), text)
         miou, classes = self.scores("prediction", step)
         listed = [(n, v, True) for n, v in zip(self.classes, classes, strict=True) if v == v]
         self.bars.value = panels.bars(listed, limit=100)
@@ -156,13 +159,13 @@ class TrainingViewer(Explorer):
         return self.about.value
 
     def failures(self, count: int = 4) -> Figure:
-        """A gallery: of every kind of error the pictures with most of it, and what was said."""
+        """A gallery: of every kind of error the pictures with most of it, and where it is."""
         said = self.labels("prediction", self.run.steps[-1])
-        rows, titles = [], []
+        shown = []
         for kind in KINDS:
-            names = [row.name for row in self.judged(kind)[:count]]
-            rows.append([self.pixels[name] for name in names])
-            rows.append([panels.label_map(said[n], self.table, self.pixels[n]) for n in names])
-            shares = ", ".join(f"{row.share[kind]:.0f}" for row in self.judged(kind)[:count])
-            titles += [kind, f"% wrong:\n{shares}"]
-        return image_grid(rows, row_titles=titles)
+            for row in self.judged(kind)[:count]:
+                where = errors(said[row.name], self.masks[row.name])[kind]
+                share = f"{row.name}: {row.share[kind]:.1f} %"
+                shown.append((kind, share, self._marked(row.name, where)))
+        about = ";  ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
+        return contact_sheet(shown, columns=count, footer=about)
