@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from tests.test_explore import bad_file, encoded
+from tests.test_site import whole_site  # noqa: F401
 from weclip_lib.config import get_profile
 from weclip_lib.datasets import MaskedImages, data_folder
 from weclip_lib.repro import ROOT
@@ -280,4 +281,21 @@ def test_explorers(served, browser, place) -> None:
     sys.stdout.write(f"{kind}: {about}\n")
     assert about["median_ms"] < 1000  # far above what is measured; catches a page that hangs
     assert errors == []
+    page.close()
+
+
+def test_the_site_reads_offline(browser, whole_site) -> None:
+    page = browser.new_page()
+    asked, broken = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("requestfailed", lambda request: broken.append(request.url))
+    for path in sorted(whole_site.rglob("*.html")):
+        page.goto(path.as_uri())
+        lost = "() => [...document.images].filter((i) => !i.naturalWidth).map((i) => i.src)"
+        assert page.evaluate(lost) == [], path
+        flat = "() => [...document.querySelectorAll('math')].filter((m) => !m.clientWidth).length"
+        assert page.evaluate(flat) == 0, path
+    assert broken == [] and not [url for url in asked if url.startswith("http")]
+    page.goto((whole_site / "02_decoder_training.html").as_uri())
+    page.screenshot(path=SHOTS / "site.png")
     page.close()

@@ -284,12 +284,12 @@ MAP_BOXES = {
     "attention of\nthe last blocks": ("attention", COMPUTED, 2, 1.6),
     "last block, Grad-CAM:\ninitial CAM, boxes": ("cam", FROZEN, 2, 0.4),
     "decoder": ("logits", TRAINED, 1, 3),
-    "decoder's affinity": ("affinity", TRAINED, 2, 3),
+    "decoder's affinity": ("affinity", COMPUTED, 2, 3),
     "RFM: choose, reweight;\ntransition matrix": ("affinity", COMPUTED, 3, 2.3),
     "refined CAM": ("refined", COMPUTED, 4, 1),
     "PAR: pseudo label": ("label", COMPUTED, 5, 1),
-    "segmentation loss": ("logits", TRAINED, 5, 3.6),
-    "affinity loss": ("affinity", TRAINED, 4, 3),
+    "segmentation loss": ("logits", COMPUTED, 5, 4),
+    "affinity loss": ("affinity", COMPUTED, 4, 3),
 }
 MAP_ARROWS = (
     ("words and\nbackground prompts", "CLIP, text encoder"),
@@ -329,15 +329,18 @@ def method_map(shapes: Mapping[str, tuple[int, ...]]) -> Figure:
     for start, end in MAP_ARROWS:
         _, _, x0, y0 = MAP_BOXES[start]
         _, _, x1, y1 = MAP_BOXES[end]
-        level = x0 == x1
-        sign = 1 if y1 > y0 else -1
-        tail = (x0, -y0 - sign * (height / 2 + 0.03)) if level else (x0 + width / 2 + 0.03, -y0)
-        head = (x1, -y1 + sign * (height / 2 + 0.03)) if level else (x1 - width / 2 - 0.03, -y1)
-        axis.annotate("", head, tail, arrowprops={"arrowstyle": "-|>", "color": "0.35"})
+        below, aside = height / 2 + 0.03, width / 2 + 0.03
+        around = x1 - x0 > 3  # below all that lies between
+        tail = (x0, -y0 - below) if x1 <= x0 or around else (x0 + aside, -y0)
+        head = (x1, -y1 + below) if x1 == x0 else (x1 + aside * (1 if x1 < x0 else -1), -y1)
+        how = {"arrowstyle": "-|>", "color": "0.35"}
+        if around:
+            how["connectionstyle"] = "angle,angleA=-90,angleB=180"
+        axis.annotate("", head, tail, arrowprops=how)
     for colour, name in ((FROZEN, "frozen"), (TRAINED, "trained"), (COMPUTED, "computed")):
         axis.scatter([], [], marker="s", s=90, c=colour, edgecolors="0.4", label=name)
-    axis.legend(loc="lower left", ncols=3, frameon=False)
-    axis.set(xlim=(-0.5, 5.5), ylim=(-4.2, 0.45))
+    axis.legend(loc="lower left", frameon=False)
+    axis.set(xlim=(-0.5, 5.5), ylim=(-4.4, 0.45))
     axis.axis("off")
     figure.tight_layout()
     return figure

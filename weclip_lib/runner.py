@@ -140,12 +140,14 @@ def run_notebook(notebook: Path, folder: Path, parameters: dict) -> bool:
     if is_done(folder, notebook, key):
         return False
     partial = folder / ".partial" / notebook.stem
+    if "out_dir" in declared_parameters(notebook):
+        parameters = {**parameters, "out_dir": os.path.relpath(partial, ROOT)}
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "notebooks").mkdir(parents=True)
     papermill.execute_notebook(
         str(notebook),
         str(partial / "notebooks" / notebook.name),
-        parameters={**parameters, "out_dir": os.path.relpath(partial, ROOT)},
+        parameters=parameters,
         kernel_name="python3",
         cwd=str(ROOT),
         progress_bar={"desc": notebook.stem, "leave": False},
