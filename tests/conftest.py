@@ -1,17 +1,21 @@
 """Shared fixtures: the deterministic small CLIP and decoder of tests/golden."""
 
+from pathlib import Path
+
 import open_clip
 import pytest
 import torch
 
 from tests import parity
 from tests.golden import golden_gen
+from weclip_lib import site
 from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
 from weclip_lib.checkpoint import from_official
 from weclip_lib.config import OFFICIAL, DecoderShape, get_profile
 from weclip_lib.datasets import data_folder
 from weclip_lib.labels import VOC
 from weclip_lib.model import WeCLIP
+from weclip_lib.repro import ROOT
 from weclip_lib.study import Study
 
 
@@ -60,6 +64,21 @@ def smoke_study(tmp_path_factory) -> Study:
     place = tmp_path_factory.mktemp("smoke")
     setting = get_profile("smoke")
     return Study(setting, data_folder(setting, str(place / "data")), place / "work")
+
+
+@pytest.fixture(scope="session")
+def whole_site(tmp_path_factory) -> Path:
+    """All pages; lessons as published, the others as they are before they run."""
+    out = tmp_path_factory.mktemp("site")
+    made = site.Site(out)
+    for path in sorted((ROOT / "notebooks").rglob("[0-9i]*.ipynb")):
+        published = ROOT / "results" / "mini" / "notebooks" / path.name
+        lesson = path.parent.name == "notebooks" and published.exists()
+        made.add_notebook(path.relative_to(ROOT), published if lesson else path)
+    for page in site.PAGES:
+        made.add_markdown(page)
+    made.write()
+    return out
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,6 @@ import pytest
 from PIL import Image
 
 from tests.test_explore import bad_file, encoded
-from tests.test_site import whole_site  # noqa: F401
 from weclip_lib.config import get_profile
 from weclip_lib.datasets import MaskedImages, data_folder
 from weclip_lib.repro import ROOT

@@ -3,7 +3,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from weclip_lib import site
-from weclip_lib.repro import ROOT
 
 PIXEL = "iVBORw0KGgo="
 
@@ -37,21 +36,6 @@ def test_links_that_lead_nowhere_are_named(tmp_path) -> None:
         "a.html -> no.png",
         "b.html -> gone.html",
     ]
-
-
-@pytest.fixture(scope="module")
-def whole_site(tmp_path_factory):
-    """All pages; lessons as published, the others as they are before they run."""
-    out = tmp_path_factory.mktemp("site")
-    made = site.Site(out)
-    for path in sorted((ROOT / "notebooks").rglob("[0-9i]*.ipynb")):
-        published = ROOT / "results" / "mini" / "notebooks" / path.name
-        lesson = path.parent.name == "notebooks" and published.exists()
-        made.add_notebook(path.relative_to(ROOT), published if lesson else path)
-    for page in site.PAGES:
-        made.add_markdown(page)
-    made.write()
-    return out
 
 
 def test_all_pages_link_up_and_need_nothing_from_elsewhere(whole_site) -> None:

@@ -54,8 +54,8 @@ def _git(*arguments: str) -> str | None:
 
 
 def provenance() -> dict:
-    """Commit, whether the tree is clean, versions, device, time."""
-    changes = _git("status", "--porcelain")
+    """Commit, whether the tree is clean but for results/, versions, device, time."""
+    changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")
     return {
         "commit": _git("rev-parse", "HEAD"),
         "clean": changes == "" if changes is not None else None,

@@ -18,7 +18,7 @@ from weclip_lib.plotting import Figure, colours, contact_sheet, curve_picture
 from weclip_lib.watch import read_run
 
 THUMBNAIL = 96  # pixels
-WRONG = np.array([213, 94, 0], np.uint8)  # vermillion, on grey
+WRONG = np.array([213, 94, 0], np.uint8)  # vermilion, on grey
 
 
 class TrainingViewer(Explorer):
