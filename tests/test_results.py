@@ -44,6 +44,13 @@ def test_mean_and_spread_by_hand() -> None:
     assert wide["val miou"].tolist() == ["5.00", "2.00 ± 1.41"]
 
 
+def test_variants_that_nobody_ordered_are_sorted_by_their_numbers() -> None:
+    names = ["maps=11", "maps=2", "blocks=3", "maps=2, labels", "plain"]
+    table = results.score_table(pd.DataFrame([row(name, 0, 1.0) for name in names]), ("plain",))
+    expected = ["plain", "blocks=3", "maps=2", "maps=2, labels", "maps=11"]
+    assert table["variant"].tolist() == expected
+
+
 def test_only_publish_writes_into_results() -> None:
     with pytest.raises(ValueError, match="only `make publish` writes there"):
         results.output_folder(str(results.RESULTS / "mini"), "x", {})

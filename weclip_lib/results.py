@@ -93,6 +93,12 @@ def as_text(mean: float, spread: float, seeds: int) -> str:
     return f"{mean:.2f} ± {spread:.2f}" if seeds > 1 else f"{mean:.2f}"
 
 
+def _by_number(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts names by their words, and by the numbers in them: `layers=2` before `layers=11`."""
+    parts = re.split(r"(\d+)", name)
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+
+
 def score_table(table: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
     """One row a variant, one column a split and metric, as text; `order` lists variants first."""
     summary = summarise(table)
@@ -102,7 +108,7 @@ def score_table(table: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
     summary["column"] = summary["split"] + " " + summary["metric"]
     wide = summary.pivot(index="variant", columns="column", values="text").fillna("")
     known = [name for name in order if name in wide.index]
-    wide = wide.loc[known + [name for name in wide.index if name not in known]]
+    wide = wide.loc[known + sorted(set(wide.index) - set(known), key=_by_number)]
     seeds = summary.groupby("variant")["seeds"].max()
     wide["seeds"] = seeds[wide.index]
     return wide.reset_index()
