@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -180,8 +179,13 @@ def test_watching_changes_nothing(backbone, features, static) -> None:
     plain, watched = build(backbone), build(backbone)
     watched.decoder.load_state_dict(plain.decoder.state_dict())
     train_decoder(plain, FrozenSource(features, static.label), budget, seed=0)
-    look = partial(rfm_label, features=features, rows=rows)
-    run = train_decoder(watched, FrozenSource(features, static.label), budget, seed=0, watch=look)
+    run = train_decoder(
+        watched,
+        FrozenSource(features, static.label),
+        budget,
+        seed=0,
+        watch=lambda now, _: rfm_label(now, features, rows),
+    )
     weights = [model.decoder.state_dict().values() for model in (plain, watched)]
     assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
     assert run.watched_at == [1, 2, 3]
