@@ -25,8 +25,9 @@ setup: .venv/installed  ## install into .venv; UV_TORCH_BACKEND=cpu saves 4 GB o
 	  uv pip install --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[test]'
 	@touch $@
 
+run: PROCESSES = 2
 run: setup  ## every notebook, one seed, short budget, into runs/mini (NB=02 PROFILE=smoke narrow it)
-	$(RUN) run --profile $(PROFILE) --notebook "$(NB)"
+	$(RUN) run --profile $(PROFILE) --notebook "$(NB)" --processes $(PROCESSES)
 
 studies: PROCESSES = 2
 studies: setup  ## every notebook, three seeds, full budget, PROCESSES at a time, into runs/studies

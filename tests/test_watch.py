@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from weclip_lib.loop import rfm_label
-from weclip_lib.study import Variant
+from weclip_lib.study import Study, Variant
 from weclip_lib.train import main as train
 from weclip_lib.watch import read_run
 
@@ -27,6 +27,12 @@ def test_a_watched_run_keeps_what_the_model_said(smoke_study) -> None:
     expected = rfm_label(trained.model, features, range(5))
     assert (run.pseudo_labels[-1] == expected).float().mean() > 0.999
     assert study.watched_run(RFM, budget, 3, count=5) == folder
+
+
+def test_no_more_pictures_are_watched_than_looked_at(smoke_study, tmp_path) -> None:
+    few = Study(smoke_study.setting, smoke_study.folder, tmp_path, pictures=4)
+    run = read_run(few.watched_run(RFM, few.setting.budget, 0, count=9))
+    assert run.names == few.looked_at().names and len(run.names) == 4
 
 
 def test_the_command_line_watches_too(smoke_study, tmp_path) -> None:

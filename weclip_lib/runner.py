@@ -28,7 +28,7 @@ from weclip_lib.results import RESULTS, outside_results
 
 NOTEBOOKS = ROOT / "notebooks"
 PRESETS = {
-    "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 200, "pictures": 300},
+    "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 120, "pictures": 200},
     "studies": {"profile": "mini", "seed": 0, "seed_count": 3, "steps": 0, "pictures": 0},
 }
 SHORTER = (  # many decoders each, or pictures encoded in every step

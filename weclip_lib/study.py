@@ -177,8 +177,9 @@ class Study:
         """Folder of a run that watched the first training pictures; trained, or found.
 
         Args:
-            count: Pictures that are watched.
+            count: Pictures that are watched, of those that are looked at.
         """
+        count = min(count, self.seen_count)
         seed_everything(seed)
         model, source = self.model(variant), self.source(variant, seed)
         key = decoder_key(model, source, budget, seed)
