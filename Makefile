@@ -8,7 +8,7 @@ GRID ?= workflow/grids/seeds.yml
 PROCESSES ?= 1
 RUN := $(BIN)/python -m weclip_lib.runner
 # Pictures of up to 100 MB can be uploaded into a notebook.
-UPLOADS := --ServerApp.tornado_settings="{'websocket_max_message_size': 104857600}"
+UPLOADS := tornado_settings="{'websocket_max_message_size': 104857600}"
 
 .PHONY: help setup run test browser lint lab app site studies publish sweep bench data pretrain clean
 
@@ -51,10 +51,10 @@ browser: setup  ## the explorers in a real browser; needs chromium, leaves pictu
 	$(BIN)/python -m pytest -m browser -rs -s
 
 lab: setup  ## JupyterLab on the notebooks, at the index
-	$(BIN)/jupyter lab notebooks/index.ipynb $(UPLOADS)
+	$(BIN)/jupyter lab notebooks/index.ipynb --ServerApp.$(UPLOADS)
 
 app: setup  ## the explorers as a page without code
-	$(BIN)/voila notebooks/10_explorers.ipynb --progressive_rendering=True $(UPLOADS)
+	$(BIN)/voila notebooks/10_explorers.ipynb --progressive_rendering=True --Voila.$(UPLOADS)
 
 site: setup  ## all executed notebooks as pages that read offline, into runs/site
 	$(BIN)/python -m weclip_lib.site

@@ -12,7 +12,8 @@ from weclip_lib.decoder import Decoder
 from weclip_lib.explore import AffinityExplorer, CamExplorer
 from weclip_lib.labels import MINIVOC
 from weclip_lib.plotting import close
-from weclip_lib.stages import Affinities, Pipeline
+from weclip_lib.stages import Pipeline
+from weclip_lib.ties import Affinities
 
 FILES = {
     "notes.txt": (b"no picture at all", "notes.txt cannot be read"),

@@ -14,7 +14,8 @@ from weclip_lib.datasets import normalise
 from weclip_lib.decoder import Decoder
 from weclip_lib.labels import IGNORE_INDEX, MINIVOC
 from weclip_lib.minivoc import draw
-from weclip_lib.stages import Affinities, Picture, Pipeline, Settings
+from weclip_lib.stages import Picture, Pipeline, Settings
+from weclip_lib.ties import Affinities
 
 METHOD = Method()
 

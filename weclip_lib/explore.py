@@ -10,12 +10,11 @@ import ipywidgets as widgets
 
 from weclip_lib import panels
 from weclip_lib.config import Method
-from weclip_lib.parts import NAMED, ROW, WIDE, Explorer, GridPicture
-from weclip_lib.pictures import fitted, read_upload
+from weclip_lib.parts import NAMED, ROW, WIDE, GridPicture, PictureExplorer
 from weclip_lib.plotting import colours
-from weclip_lib.stages import Affinities, Picture, Pipeline, Settings, Stages
+from weclip_lib.stages import Picture, Pipeline, Settings, Stages
+from weclip_lib.ties import Affinities
 
-THUMBNAIL = 72  # pixels
 MEAN = -1  # instead of a head's number
 LISTED = 7  # prompts whose probability is shown
 
@@ -24,69 +23,6 @@ def _slider(name: str, low: int, high: int, value: int) -> widgets.IntSlider:
     return widgets.IntSlider(
         value=value, min=low, max=high, description=name, style=NAMED, layout=WIDE
     )
-
-
-class Gallery(widgets.VBox):
-    """Thumbnails to choose from, and a button to add a picture of one's own.
-
-    Args:
-        side: Pixels that an added picture's longer side is scaled to.
-        patch: Pixels of a patch.
-    """
-
-    def __init__(self, pictures: Sequence[Picture], side: int, patch: int) -> None:
-        self.pictures, self.side, self.patch = list(pictures), side, patch
-        self.choice = GridPicture(label="pictures to choose from")
-        self.upload = widgets.FileUpload(
-            description="your own picture", multiple=False, layout=widgets.Layout(width="240px")
-        )
-        self._show()
-        super().__init__([self.choice, self.upload])
-
-    @property
-    def chosen(self) -> Picture:
-        return self.pictures[self.choice.cell]
-
-    def _show(self) -> None:
-        sheet = panels.sheet([shown.pixels for shown in self.pictures], THUMBNAIL, 10)
-        self.choice.width = THUMBNAIL * sheet[2]
-        self.choice.show(*sheet, len(self.pictures))
-
-    def add(self, name: str, content: bytes) -> None:
-        """Add a picture and choose it.
-
-        Raises:
-            ValueError: If it is no picture, or too large.
-        """
-        pixels = fitted(read_upload(name, content), self.side, self.patch)
-        self.pictures.append(Picture(name, pixels))
-        self._show()
-        self.choice.cell = len(self.pictures) - 1
-
-
-class PictureExplorer(Explorer):
-    """An explorer of one picture, chosen from a gallery or one's own."""
-
-    def __init__(
-        self, shown: dict[str, str], pipeline: Pipeline, pictures: Sequence[Picture]
-    ) -> None:
-        super().__init__(shown)
-        self.pipeline = pipeline
-        side = max(pictures[0].pixels.shape[:2])
-        self.gallery = Gallery(pictures, side, pipeline.backbone.patch_size)
-        self.gallery.choice.observe(self._choose, "cell")
-        self.gallery.upload.observe(self._add, "value")
-
-    def _choose(self, _change: object = None) -> None:
-        """Another picture was chosen."""
-        raise NotImplementedError
-
-    def _add(self, change: dict) -> None:
-        for sent in change["new"]:
-            try:
-                self.gallery.add(sent["name"], bytes(sent["content"]))
-            except ValueError as error:
-                self._say([str(error)], "error")
 
 
 class CamExplorer(PictureExplorer):

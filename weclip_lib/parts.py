@@ -3,7 +3,7 @@
 import base64
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from io import BytesIO
@@ -15,11 +15,14 @@ import numpy as np
 import traitlets
 from jaxtyping import UInt8
 
-from weclip_lib.panels import as_png
+from weclip_lib.panels import as_png, sheet
+from weclip_lib.pictures import fitted, read_upload
 from weclip_lib.plotting import Figure, close, contact_sheet
+from weclip_lib.stages import Picture, Pipeline
 
 RGB = UInt8[np.ndarray, "_ _ 3"]
 HERE = Path(__file__).parent
+THUMBNAIL = 72  # pixels
 NAMED = {"description_width": "150px"}
 WIDE = widgets.Layout(width="460px")
 ROW = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
@@ -139,3 +142,66 @@ class Explorer(widgets.VBox):
         figure.savefig(file, format="png", dpi=100)
         close(figure)
         return {**bundle, "image/png": base64.b64encode(file.getvalue()).decode()}
+
+
+class Gallery(widgets.VBox):
+    """Thumbnails to choose from, and a button to add a picture of one's own.
+
+    Args:
+        side: Pixels that an added picture's longer side is scaled to.
+        patch: Pixels of a patch.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], side: int, patch: int) -> None:
+        self.pictures, self.side, self.patch = list(pictures), side, patch
+        self.choice = GridPicture(label="pictures to choose from")
+        self.upload = widgets.FileUpload(
+            description="your own picture", multiple=False, layout=widgets.Layout(width="240px")
+        )
+        self._show()
+        super().__init__([self.choice, self.upload])
+
+    @property
+    def chosen(self) -> Picture:
+        return self.pictures[self.choice.cell]
+
+    def _show(self) -> None:
+        whole, rows, columns = sheet([shown.pixels for shown in self.pictures], THUMBNAIL, 10)
+        self.choice.width = THUMBNAIL * columns
+        self.choice.show(whole, rows, columns, len(self.pictures))
+
+    def add(self, name: str, content: bytes) -> None:
+        """Add a picture and choose it.
+
+        Raises:
+            ValueError: If it is no picture, or too large.
+        """
+        pixels = fitted(read_upload(name, content), self.side, self.patch)
+        self.pictures.append(Picture(name, pixels))
+        self._show()
+        self.choice.cell = len(self.pictures) - 1
+
+
+class PictureExplorer(Explorer):
+    """An explorer of one picture, chosen from a gallery or one's own."""
+
+    def __init__(
+        self, shown: dict[str, str], pipeline: Pipeline, pictures: Sequence[Picture]
+    ) -> None:
+        super().__init__(shown)
+        self.pipeline = pipeline
+        side = max(pictures[0].pixels.shape[:2])
+        self.gallery = Gallery(pictures, side, pipeline.backbone.patch_size)
+        self.gallery.choice.observe(self._choose, "cell")
+        self.gallery.upload.observe(self._add, "value")
+
+    def _choose(self, _change: object = None) -> None:
+        """Another picture was chosen."""
+        raise NotImplementedError
+
+    def _add(self, change: dict) -> None:
+        for sent in change["new"]:
+            try:
+                self.gallery.add(sent["name"], bytes(sent["content"]))
+            except ValueError as error:
+                self._say([str(error)], "error")

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 
@@ -22,9 +21,8 @@ from weclip_lib.backbone import Backbone, ImageFeatures, run_block
 from weclip_lib.cam import enlarge_cam, grad_cam
 from weclip_lib.config import Method
 from weclip_lib.datasets import MaskedImages, normalise
-from weclip_lib.decoder import Decoder
 from weclip_lib.labels import IGNORE_INDEX, LabelSet
-from weclip_lib.probe import block_grad_cam, head_attention
+from weclip_lib.probe import block_grad_cam
 
 Made = TypeVar("Made")
 KEPT = 24  # results of one stage that are kept, of whatever pictures and settings
@@ -93,7 +91,7 @@ class Stages:
     label: Integer[Tensor, "height width"]  # 0 background, 1 the first word, ...
 
 
-class _Keeper:
+class Keeper:
     """Remembers the last results of every stage by what they were made of."""
 
     def __init__(self) -> None:
@@ -111,7 +109,7 @@ class _Keeper:
         return kept[key]
 
 
-class Pipeline(_Keeper):
+class Pipeline(Keeper):
     """From pictures to pseudo labels by the frozen parts, with every stage kept.
 
     Args:
@@ -270,113 +268,3 @@ class Pipeline(_Keeper):
                 union = (truth | guess).sum()
                 scores[word] = 100 * float((truth & guess).sum() / union) if union else 0.0
         return scores
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What one patch is tied to, by different matrices; each over the patches of the picture."""
-
-    head: Float[Tensor, "grid_h grid_w"]  # attention of the chosen block and head
-    mean: Float[Tensor, "grid_h grid_w"]  # of the last blocks, all heads
-    affinity: Float[Tensor, "grid_h grid_w"]  # of the decoder, in (0, 1)
-    product: Float[Tensor, "grid_h grid_w"]  # what the RFM makes of both
-    transition: Float[Tensor, "grid_h grid_w"]  # of that product
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which blocks the RFM selects for a picture, and by what margin."""
-
-    blocks: list[int]  # those it chooses from
-    difference: list[float]  # of each block's attention to the affinity: the mean over all pairs
-    limit: float  # the mean block's; at most this is selected
-    selected: list[bool]
-
-
-class Affinities(_Keeper):
-    """What belongs together, patch by patch, by attention, decoder and RFM.
-
-    Args:
-        pipeline: Gives features and attention.
-        method: RFM rule and number of blocks.
-        decoders: By their name, such as the training step.
-    """
-
-    def __init__(self, pipeline: Pipeline, method: Method, decoders: dict[str, Decoder]) -> None:
-        super().__init__()
-        self.pipeline, self.method, self.decoders = pipeline, method, decoders
-
-    def heads(self, shown: Picture, block: int) -> Float[Tensor, "head patch patch"]:
-        """Attention of every head of a block between patches."""
-        way = self.pipeline
-        return self._once(
-            "heads",
-            (shown, block),
-            lambda: head_attention(way.backbone, way.images(shown), way.features(shown), block)[
-                0, :, 1:, 1:
-            ],
-            4,
-        )
-
-    def affinity(self, shown: Picture, decoder: str) -> Float[Tensor, "1 patch patch"]:
-        """Of a decoder."""
-
-        def make() -> Tensor:
-            features = self.pipeline.features(shown)
-            with torch.no_grad():
-                return self.decoders[decoder](features.tokens[:, :, 1:], features.grid)[1]
-
-        return self._once("affinity", (shown, decoder), make)
-
-    def _refined(self, shown: Picture, decoder: str) -> tuple[Tensor, Tensor]:
-        def make() -> tuple[Tensor, Tensor]:
-            product, _ = rfm.refine_attention(
-                self.pipeline.attention(shown)[-self.method.rfm_layers :],
-                self.affinity(shown, decoder),
-                rule=self.method.rfm_rule,
-            )
-            return product, transition_matrix(product, rounds=self.method.sinkhorn_rounds)
-
-        return self._once("refined", (shown, decoder), make)
-
-    def rows(
-        self, shown: Picture, patch: int, *, block: int, head: int | None, decoder: str
-    ) -> Rows:
-        """Rows of a patch.
-
-        Args:
-            patch: Row-major over the grid.
-            block: Of the backbone, from 0.
-            head: From 0; None: the mean of all heads.
-            decoder: Which one.
-        """
-        heads = self.heads(shown, block)
-        product, transition = self._refined(shown, decoder)
-        mean = rfm.static_attention(self.pipeline.attention(shown), last=self.method.static_layers)
-        height = self.pipeline.features(shown).grid[0]
-        found = (
-            heads[:, patch].mean(dim=0) if head is None else heads[head, patch],
-            mean[0, patch],
-            self.affinity(shown, decoder)[0, patch],
-            product[0, patch],
-            transition[0, patch],
-        )
-        return Rows(*(rearrange(row, "(h w) -> h w", h=height) for row in found))
-
-    def choice(self, shown: Picture, decoder: str) -> Choice:
-        """The RFM's choice of blocks, and how close it was."""
-        count = self.method.rfm_layers
-        attention = self.pipeline.attention(shown)[-count:]
-        affinity = self.affinity(shown, decoder)
-        difference = affinity - attention
-        if self.method.rfm_rule == "absolute":
-            difference = difference.abs()
-        means = difference.mean(dim=(1, 2, 3))
-        selected = rfm.select_attention(attention, affinity, rule=self.method.rfm_rule)[:, 0]
-        last = len(self.pipeline.backbone.blocks)
-        return Choice(
-            list(range(last - count, last)),
-            means.tolist(),
-            float(means.mean()),
-            selected.tolist(),
-        )
