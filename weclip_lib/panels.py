@@ -31,16 +31,13 @@ def scaled(picture: RGB, side: int = SIDE, *, smooth: bool = True) -> RGB:
     return np.asarray(Image.fromarray(picture).resize(size, how))
 
 
-def heat(values: Float[np.ndarray, "_ _"], under: RGB | None = None, *, smooth: bool = True) -> RGB:
-    """A map in [0, 1] in colours; over a picture (grey, at half strength), if there is one."""
-    table = heat_colours()
-    if under is None:
-        return scaled(table[(255 * values.clip(0, 1)).astype(np.uint8)], smooth=smooth)
+def heat(values: Float[np.ndarray, "_ _"], under: RGB, *, smooth: bool = True) -> RGB:
+    """A map in [0, 1] in colours over a picture in grey."""
     below = scaled(under)
     grey = below.mean(axis=2, keepdims=True)
     levels = Image.fromarray((255 * values.clip(0, 1)).astype(np.uint8))
     how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
-    over = table[np.asarray(levels.resize(below.shape[1::-1], how))]
+    over = heat_colours()[np.asarray(levels.resize(below.shape[1::-1], how))]
     return (0.35 * grey + 0.65 * over).astype(np.uint8)
 
 
@@ -62,13 +59,11 @@ def boxes(picture: RGB, inside: Bool[np.ndarray, "_ _"]) -> RGB:
 def label_map(
     label: Integer[np.ndarray, "_ _"],
     table: UInt8[np.ndarray, "256 3"],
-    under: RGB | None = None,
+    under: RGB,
 ) -> RGB:
-    """Class ids in colours; over a picture, if there is one, with background as it is."""
-    shown = table[label]
-    if under is not None:
-        mixed = (under.astype(np.uint16) + 2 * shown.astype(np.uint16)) // 3
-        shown = np.where((label > 0)[..., None], mixed, under).astype(np.uint8)
+    """Class ids in colours over a picture, with background as it is."""
+    mixed = (under.astype(np.uint16) + 2 * table[label].astype(np.uint16)) // 3
+    shown = np.where((label > 0)[..., None], mixed, under).astype(np.uint8)
     return scaled(shown, smooth=False)
 
 

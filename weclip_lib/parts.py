@@ -6,21 +6,18 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
 import anywidget
 import ipywidgets as widgets
 import numpy as np
 import traitlets
-from jaxtyping import UInt8
 
-from weclip_lib.panels import as_png, sheet
+from weclip_lib.panels import RGB, as_png, sheet
 from weclip_lib.pictures import fitted, read_upload
-from weclip_lib.plotting import Figure, close, contact_sheet
+from weclip_lib.plotting import Figure, contact_sheet, figure_png
 from weclip_lib.stages import Picture, Pipeline
 
-RGB = UInt8[np.ndarray, "_ _ 3"]
 HERE = Path(__file__).parent
 THUMBNAIL = 72  # pixels
 NAMED = {"description_width": "150px"}
@@ -138,10 +135,7 @@ class Explorer(widgets.VBox):
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, str]:
         """The live page, and its static twin for whatever cannot show one."""
         bundle = super()._repr_mimebundle_(**kwargs)
-        file, figure = BytesIO(), self.figure()
-        figure.savefig(file, format="png", dpi=100)
-        close(figure)
-        return {**bundle, "image/png": base64.b64encode(file.getvalue()).decode()}
+        return {**bundle, "image/png": base64.b64encode(figure_png(self.figure(), 100)).decode()}
 
 
 class Gallery(widgets.VBox):

@@ -144,6 +144,14 @@ def curves(history: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     return figure
 
 
+def figure_png(figure: Figure, dpi: int) -> bytes:
+    """A figure as a PNG; it is closed."""
+    file = BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    close(figure)
+    return file.getvalue()
+
+
 def curve_picture(history: pd.DataFrame) -> bytes:
     """The curves of one run as a PNG: a panel for losses, one for scores in percent."""
     scores = history["metric"].str.contains("miou", case=False)
@@ -156,10 +164,7 @@ def curve_picture(history: pd.DataFrame) -> bytes:
         if chosen.any():
             axis.legend(fontsize=8)
     figure.tight_layout()
-    file = BytesIO()
-    figure.savefig(file, format="png", dpi=90)
-    plt.close(figure)
-    return file.getvalue()
+    return figure_png(figure, 90)
 
 
 def bars(summary: pd.DataFrame, *, order: Sequence[str], xlabel: str) -> Figure:
@@ -318,9 +323,9 @@ def method_map(shapes: Mapping[str, tuple[int, ...]]) -> Figure:
         shapes: Of images, texts, tokens, attention, cam, affinity, refined, label and logits.
     """
     figure, axis = plt.subplots(figsize=(13, 5.6))
-    width, height, across, down = 0.8, 0.62, 1.0, 1.0
+    width, height = 0.8, 0.62
     for name, (shape, colour, column, row) in MAP_BOXES.items():
-        place = (column * across - width / 2, -row * down - height / 2)
+        place = (column - width / 2, -row - height / 2)
         box = FancyBboxPatch(place, width, height, "round,pad=0.02", fc=colour, ec="0.4")
         axis.add_patch(box)
         axis.text(column, -row + 0.07, name, ha="center", va="center", fontsize=8.5)

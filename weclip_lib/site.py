@@ -63,8 +63,8 @@ def site_path(source: Path) -> Path:
     return Path("pages") / source.with_suffix(".html")
 
 
-def with_mathml(markdown: str) -> tuple[str, list[str]]:
-    """Markdown with placeholders for its formulas, and the formulas as MathML."""
+def with_mathml(markdown: str, first: int = 0) -> tuple[str, list[str]]:
+    """Markdown with placeholders for its formulas, counted from `first`; and these as MathML."""
     found: list[str] = []
 
     def one(match: re.Match) -> str:
@@ -73,7 +73,7 @@ def with_mathml(markdown: str) -> tuple[str, list[str]]:
             return code
         kind = "block" if display else "inline"
         found.append(convert((display or inline).strip(), display=kind))
-        return f"MATHML{len(found) - 1}X"
+        return f"MATHML{first + len(found) - 1}X"
 
     return MATH.sub(one, markdown), found
 
@@ -101,10 +101,7 @@ def notebook_body(notebook: NotebookNode) -> str:
             if WIDGET in output.get("data", {}):
                 del output.data[WIDGET]
         if cell.cell_type == "markdown":
-            text, found = with_mathml(cell.source)
-            cell.source = re.sub(
-                r"MATHML(\d+)X", lambda m, n=len(formulas): f"MATHML{int(m[1]) + n}X", text
-            )
+            cell.source, found = with_mathml(cell.source, len(formulas))
             formulas += found
         hidden = cell.metadata.get("jupyter", {}).get("source_hidden")
         cells += [_raw("FOLDX"), cell, _raw("UNFOLDX")] if hidden else [cell]

@@ -1,5 +1,6 @@
 """Look at a run afterwards: watched pictures over time, curves, classes, and what went wrong."""
 
+from functools import cached_property
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -107,11 +108,16 @@ class TrainingViewer(Explorer):
         parts = [part for part in (self.run.curve, watched) if len(part)]
         return pd.concat(parts, ignore_index=True)
 
-    def judged(self, kind: str = "") -> list[Judged]:
-        """The watched pictures at the last step, the worst first, or most errors of a kind."""
+    @cached_property
+    def _judged(self) -> list[Judged]:
+        """The watched pictures at the last step, the worst first."""
         found = self.labels("prediction", self.run.steps[-1])
         masks = [self.masks[name] for name in found]
-        rows = judge(list(found.values()), masks, list(found), len(self.classes))
+        return judge(list(found.values()), masks, list(found), len(self.classes))
+
+    def judged(self, kind: str = "") -> list[Judged]:
+        """The same, or those with most errors of a kind first."""
+        rows = self._judged
         return sorted(rows, key=lambda row: -row.share[kind]) if kind else rows
 
     def _marked(self, name: str, where: Bool[np.ndarray, "_ _"]) -> UInt8[np.ndarray, "_ _ 3"]:
