@@ -180,6 +180,23 @@ def bars(summary: pd.DataFrame, *, order: Sequence[str], xlabel: str) -> Figure:
     return figure
 
 
+def strips(lengths: pd.DataFrame, *, xlabel: str) -> Figure:
+    """A strip a row, from the top, made of its columns' parts in turn, with the total behind it."""
+    figure, axis = plt.subplots(figsize=(9, 0.55 * len(lengths) + 1.3))
+    shown = lengths[::-1]
+    starts = shown.cumsum(axis=1) - shown
+    for number, part in enumerate(shown):
+        axis.barh(
+            shown.index, shown[part], left=starts[part], color=PALETTE[1 + number] / 255, label=part
+        )
+    for name, total in shown.sum(axis=1).items():
+        axis.text(total + 0.05, name, f"{total:.2f}", va="center", fontsize=9)
+    axis.set(xlabel=xlabel, xlim=(0, shown.sum(axis=1).max() * 1.1))
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(lengths.columns), fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
 def changes(values: pd.DataFrame, *, xlabel: str) -> Figure:
     """A line a column, from the top: a dot a row (a seed), a bar for their mean."""
     figure, axis = plt.subplots(figsize=(6.5, 0.42 * values.shape[1] + 0.9))

@@ -28,7 +28,7 @@ from weclip_lib.results import RESULTS, outside_results
 
 NOTEBOOKS = ROOT / "notebooks"
 PRESETS = {
-    "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 120, "pictures": 200},
+    "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 100, "pictures": 200},
     "studies": {"profile": "mini", "seed": 0, "seed_count": 3, "steps": 0, "pictures": 0},
 }
 SHORTER = (  # many decoders each, or pictures encoded in every step
@@ -41,7 +41,7 @@ SHORTER = (  # many decoders each, or pictures encoded in every step
 READ_BENCH = ("06_training_cost",)  # what `make bench` wrote
 BUDGETS = {  # of those, in the presets; length: long runs are then those of notebook 02
     "run": {"steps": 20, "pictures": 60, "length": 1},
-    "studies": {"steps": 200, "length": 2},
+    "studies": {"steps": 120, "length": 2},
 }
 
 
