@@ -39,9 +39,9 @@ SHORTER = (  # many decoders each, or pictures encoded in every step
     "08_your_own_images",
 )
 READ_BENCH = ("06_training_cost",)  # what `make bench` wrote
-BUDGETS = {  # of those, in the presets; length: long runs are then those of notebook 02
+BUDGETS = {  # of those, in the presets; else the profile's
     "run": {"steps": 20, "pictures": 60, "length": 1},
-    "studies": {"steps": 120, "length": 2},
+    "studies": {"length": 2},
 }
 
 
