@@ -43,7 +43,7 @@ lint: setup
 	$(BIN)/pre-commit run --all-files
 
 test: setup lint  ## lint, unit tests, golden parity, every notebook in profile smoke
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 browser: setup  ## the explorers in a real browser; needs chromium, leaves pictures in runs/browser
 	@PATH="$(CURDIR)/.tools/bin:$$PATH"; \

@@ -19,6 +19,17 @@ from weclip_lib.repro import ROOT
 from weclip_lib.study import Study
 
 
+def pytest_sessionfinish(session) -> None:
+    """A worker process tells the first one what it has counted."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["compared"] = dict(parity.COUNT)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    parity.COUNT.update(getattr(node, "workeroutput", {}).get("compared", {}))
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     for what, count in parity.COUNT.items():
         terminalreporter.write_line(f"parity with the official code: {count} {what}")
