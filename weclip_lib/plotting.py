@@ -101,6 +101,20 @@ def image_grid(
     return figure
 
 
+def mark_patches(figure: Figure, patches: Sequence[int], grid_width: int, patch_size: int) -> None:
+    """A cross on a patch of the first picture of every row of an `image_grid`.
+
+    Args:
+        patches: Numbers of the patches, a row each.
+        grid_width: Patches across a picture.
+        patch_size: Pixels a side.
+    """
+    columns = len(figure.axes) // len(patches)
+    for axis, patch in zip(figure.axes[::columns], patches, strict=True):
+        y, x = (patch_size * (place + 0.5) for place in divmod(patch, grid_width))
+        axis.plot(x, y, "w+", ms=12, mew=2)
+
+
 def contact_sheet(
     pictures: Sequence[tuple[str, str, np.ndarray]], *, columns: int = 4, footer: str = ""
 ) -> Figure:
