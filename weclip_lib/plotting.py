@@ -148,12 +148,15 @@ def curves(history: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     figure, axes = plt.subplots(1, len(metrics), figsize=(4.2 * len(metrics), 3), squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=True):
         chosen = history[history["metric"] == metric]
-        for number, (variant, part) in enumerate(chosen.groupby("variant", sort=False)):
+        for number, variant in enumerate(history["variant"].unique()):
+            part = chosen[chosen["variant"] == variant]
+            if part.empty:
+                continue
             wide = part.pivot(index="iteration", columns="seed", values="value")
             axis.plot(wide, color=f"C{number}", alpha=0.3, lw=0.8)
             axis.plot(wide.mean(axis=1), color=f"C{number}", label=variant)
         axis.set(xlabel="training step", title=metric.replace("_", " "))
-    axes[0, -1].legend(fontsize=8)
+    axes[0, 0].legend(fontsize=8)
     figure.tight_layout()
     return figure
 

@@ -39,9 +39,9 @@ SHORTER = (  # many decoders each, or pictures encoded in every step
     "08_your_own_images",
 )
 READ_BENCH = ("06_training_cost",)  # what `make bench` wrote
-BUDGETS = {  # of those, in the presets; else the profile's
-    "run": {"steps": 20, "pictures": 60, "length": 1},
-    "studies": {"length": 2},
+BUDGETS = {  # of single notebooks; else the preset's
+    "run": {name: {"steps": 20, "pictures": 60, "length": 1} for name in SHORTER},
+    "studies": {"02_decoder_training": {"steps": 640}, "03_rfm_ablation": {"length": 4}},
 }
 
 
@@ -201,12 +201,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="notebooks at a time")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     arguments = parser.parse_args()
-    preset, shorter = dict(PRESETS[arguments.preset]), BUDGETS[arguments.preset]
+    preset, budgets = dict(PRESETS[arguments.preset]), BUDGETS[arguments.preset]
     try:
         if arguments.profile:
             preset["profile"] = get_profile(arguments.profile).name
             if arguments.profile == "smoke":
-                preset, shorter = preset | {"steps": 0, "pictures": 0}, {}
+                preset, budgets = preset | {"steps": 0, "pictures": 0}, {}
         given = {name: yaml.safe_load(value) for name, value in arguments.p}
         found = NOTEBOOKS.glob(f"{arguments.notebook}*.ipynb")
         notebooks = sorted(path for path in found if path.stem[0].isdigit())
@@ -217,7 +217,7 @@ def main() -> None:
         jobs = []
         for notebook in notebooks:
             declared = declared_parameters(notebook)
-            budget = preset | (shorter if notebook.stem in SHORTER else {})
+            budget = preset | budgets.get(notebook.stem, {})
             chosen = {k: v for k, v in budget.items() if k in declared} | given
             check_parameters(notebook, chosen)
             jobs.append((notebook, chosen))
