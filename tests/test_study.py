@@ -29,14 +29,14 @@ def test_variants_share_features(study) -> None:
 
 
 def test_trained_scored_and_found_again(study) -> None:
-    variant = Variant("two blocks", shape={"blocks": 2, "layers": 0}, length=2)
+    variant = Variant("two blocks", shape={"blocks": 2, "layers": 0})
     watch = [0, 3]
     trained = {
         (variant.name, seed): study.train_decoder(variant, BUDGET, seed, watch=watch)
         for seed in (0, 1)
     }
     first = trained[variant.name, 0]
-    assert first.history[-1]["iteration"] == 4
+    assert first.history[-1]["iteration"] == 2
     assert len(first.model.decoder.projections) == 2 and len(first.model.decoder.blocks) == 0
     again = study.train_decoder(variant, BUDGET, 0, watch=watch)
     assert again.cpu_seconds == first.cpu_seconds and torch.equal(again.watched, first.watched)
@@ -52,7 +52,7 @@ def test_trained_scored_and_found_again(study) -> None:
     ]
     assert all(0 <= row["value"] <= 100 and row["n_images"] == 6 for row in rows)
     curve = study.watched_scores(trained, watch)
-    assert [row["iteration"] for row in curve] == 2 * [1, 2, 3, 4]
+    assert [row["iteration"] for row in curve] == 2 * [1, 2]
 
 
 def test_watched_labels_are_held_against_their_own_masks(study) -> None:

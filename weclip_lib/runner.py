@@ -31,18 +31,15 @@ PRESETS = {
     "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 100, "pictures": 200},
     "studies": {"profile": "mini", "seed": 0, "seed_count": 3, "steps": 0, "pictures": 0},
 }
-SHORTER = (  # many decoders each, or pictures encoded in every step
+SHORTER = (  # in `run`: many decoders each, or pictures encoded in every step
     "03_rfm_ablation",
     "04_layer_count",
     "05_fully_supervised",
     "07_official_vs_intended",
     "08_your_own_images",
 )
+SHORT = {"steps": 20, "pictures": 60}
 READ_BENCH = ("06_training_cost",)  # what `make bench` wrote
-BUDGETS = {  # of single notebooks; else the preset's
-    "run": {name: {"steps": 20, "pictures": 60, "length": 1} for name in SHORTER},
-    "studies": {"02_decoder_training": {"steps": 640}, "03_rfm_ablation": {"length": 4}},
-}
 
 
 def declared_parameters(notebook: Path) -> dict[str, str]:
@@ -201,12 +198,13 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="notebooks at a time")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     arguments = parser.parse_args()
-    preset, budgets = dict(PRESETS[arguments.preset]), BUDGETS[arguments.preset]
+    preset = dict(PRESETS[arguments.preset])
     try:
         if arguments.profile:
             preset["profile"] = get_profile(arguments.profile).name
             if arguments.profile == "smoke":
-                preset, budgets = preset | {"steps": 0, "pictures": 0}, {}
+                preset |= {"steps": 0, "pictures": 0}
+        shorten = arguments.preset == "run" and preset["profile"] != "smoke"
         given = {name: yaml.safe_load(value) for name, value in arguments.p}
         found = NOTEBOOKS.glob(f"{arguments.notebook}*.ipynb")
         notebooks = sorted(path for path in found if path.stem[0].isdigit())
@@ -217,7 +215,7 @@ def main() -> None:
         jobs = []
         for notebook in notebooks:
             declared = declared_parameters(notebook)
-            budget = preset | budgets.get(notebook.stem, {})
+            budget = preset | (SHORT if shorten and notebook.stem in SHORTER else {})
             chosen = {k: v for k, v in budget.items() if k in declared} | given
             check_parameters(notebook, chosen)
             jobs.append((notebook, chosen))

@@ -35,7 +35,6 @@ class Variant:
     name: str
     method: dict = field(default_factory=dict)  # fields of config.Method
     shape: dict = field(default_factory=dict)  # fields of config.DecoderShape
-    length: int = 1  # times the budget's steps
     backgrounds: int | None = None  # background prompts, the first ones; None: all
     masks: float = 0.0  # part of the pictures that teach, by true masks; 0: all, by pseudo labels
 
@@ -165,7 +164,7 @@ class Study:
         return trained_decoder(
             lambda: self.model(variant),
             source,
-            replace(budget, steps=budget.steps * variant.length),
+            budget,
             seed=seed,
             folder=self.work / "decoders",
             features=self.features(variant) if watch else None,
