@@ -146,15 +146,13 @@ def close(figure: Figure) -> None:
 def curves(history: pd.DataFrame, metrics: Sequence[str]) -> Figure:
     """One panel a metric: value over iterations, a line a variant, all seeds thin behind it."""
     figure, axes = plt.subplots(1, len(metrics), figsize=(4.2 * len(metrics), 3), squeeze=False)
+    colours = {variant: f"C{place}" for place, variant in enumerate(history["variant"].unique())}
     for axis, metric in zip(axes[0], metrics, strict=True):
         chosen = history[history["metric"] == metric]
-        for number, variant in enumerate(history["variant"].unique()):
-            part = chosen[chosen["variant"] == variant]
-            if part.empty:
-                continue
+        for variant, part in chosen.groupby("variant", sort=False):
             wide = part.pivot(index="iteration", columns="seed", values="value")
-            axis.plot(wide, color=f"C{number}", alpha=0.3, lw=0.8)
-            axis.plot(wide.mean(axis=1), color=f"C{number}", label=variant)
+            axis.plot(wide, color=colours[variant], alpha=0.3, lw=0.8)
+            axis.plot(wide.mean(axis=1), color=colours[variant], label=variant)
         axis.set(xlabel="training step", title=metric.replace("_", " "))
     axes[0, 0].legend(fontsize=8)
     figure.tight_layout()

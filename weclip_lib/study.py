@@ -80,6 +80,8 @@ class Study:
             self.seen = self._images(
                 LabelledImages, setting.train_split, self.seen_count, square=setting.budget.crop
             )
+        # Rows whose pseudo labels are kept while decoders train: a tenth, but four to look at.
+        self.watch = list(range(min(self.seen_count, max(4, self.seen_count // 10))))
         self._features: dict[int | None, FrozenDataset] = {}
 
     def _images(
