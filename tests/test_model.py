@@ -123,7 +123,7 @@ def test_cache_holds_what_the_model_computes(backbone, world, features, static) 
 def test_cache_misses_when_a_setting_changes(backbone, world, features, tmp_path) -> None:
     other = build(backbone, template="a photo of {}.")
     assert FrozenDataset(other, world, tmp_path).key != features.key
-    other = build(backbone, rfm_layers=10)
+    other = build(backbone, rfm_layers=6)
     assert FrozenDataset(other, world, tmp_path).key != features.key
     for count, changes in ((1, {}), (1, {"rfm_start": 0.1}), (2, {"keep_box_ends": False})):
         static_labels(build(backbone, **changes), features, tmp_path / "labels")
