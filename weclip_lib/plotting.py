@@ -118,10 +118,10 @@ def mark_patches(figure: Figure, patches: Sequence[int], grid_width: int, patch_
 def contact_sheet(
     pictures: Sequence[tuple[str, str, np.ndarray]], *, columns: int = 4, footer: str = ""
 ) -> Figure:
-    """Pictures in rows, each with a name above and a line below; and a text below all of them."""
+    """Pictures in rows, each with a name above and up to two lines below; and a text below all of them."""
     rows = -(-len(pictures) // columns)
     lines = [line for part in footer.split("\n") for line in wrap(part, 150)]
-    high = 3.0 * rows + 0.18 * len(lines)
+    high = 3.0 * rows + 0.18 * (1 + len(lines))
     figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, high), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
@@ -133,7 +133,7 @@ def contact_sheet(
             transform=axis.transAxes,
         )  # fmt: skip
     figure.text(0.5, 0.08 / high, "\n".join(lines), ha="center", va="bottom", fontsize=8)
-    below = (0.35 + 0.16 * len(lines)) / high
+    below = (0.5 + 0.16 * len(lines)) / high
     figure.subplots_adjust(0.01, below, 0.99, 1 - 0.3 / high, wspace=0.06, hspace=0.32)
     return figure
 
