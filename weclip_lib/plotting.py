@@ -118,7 +118,7 @@ def mark_patches(figure: Figure, patches: Sequence[int], grid_width: int, patch_
 def contact_sheet(
     pictures: Sequence[tuple[str, str, np.ndarray]], *, columns: int = 4, footer: str = ""
 ) -> Figure:
-    """Pictures in rows, each with a name above and up to two lines below; and a text below all of them."""
+    """Pictures in rows, each with a name above and a line or two below; a text below them all."""
     rows = -(-len(pictures) // columns)
     lines = [line for part in footer.split("\n") for line in wrap(part, 150)]
     high = 3.0 * rows + 0.18 * (1 + len(lines))
