@@ -44,6 +44,19 @@ def test_mean_and_spread_by_hand() -> None:
     assert wide["val miou"].tolist() == ["5.00", "2.00 ± 1.41"]
 
 
+def test_differences_in_words() -> None:
+    """A verdict needs a second seed."""
+    said = [results.over_seeds(pd.Series(v)) for v in ([1.0, 2.0], [-1.0, 2.0], [1.0])]
+    assert said == [
+        "+1.50 (+1.00 to +2.00): the same sign for every seed",
+        "+0.50 (-1.00 to +2.00): no difference was seen",
+        "+1.00 (one seed, which may be chance)",
+    ]
+    assert results.beside_spread(-0.8, 0.2, 0.7) == "more than the spread between seeds, 0.7"
+    assert results.beside_spread(0.6, 0.7, 0.2) == "not more than the spread between seeds, 0.7"
+    assert results.beside_spread(0.6, 0.7, float("nan")) == "of one seed, which may be chance"
+
+
 def test_variants_that_nobody_ordered_are_sorted_by_their_numbers() -> None:
     names = ["maps=11", "maps=2", "blocks=3", "maps=2, labels", "plain"]
     table = results.score_table(pd.DataFrame([row(name, 0, 1.0) for name in names]), ("plain",))

@@ -55,6 +55,13 @@ def test_trained_scored_and_found_again(study) -> None:
     assert [row["iteration"] for row in curve] == 2 * [1, 2]
 
 
+def test_few_pictures_teach_and_judge(study, tmp_path) -> None:
+    few = Study(SMOKE, study.folder, tmp_path, pictures=4)
+    trained = {("few", 0): few.train_decoder(Variant("few"), BUDGET, 0)}
+    assert len(few.train) == 4
+    assert [row["n_images"] for row in few.score(trained, ["val"])] == [4]
+
+
 def test_watched_labels_are_held_against_their_own_masks(study) -> None:
     run = study.train_decoder(Variant("watched"), BUDGET, 0, watch=[2, 5])
     truth = study.true_labels[[2, 5]]

@@ -93,6 +93,24 @@ def as_text(mean: float, spread: float, seeds: int) -> str:
     return f"{mean:.2f} ± {spread:.2f}" if seeds > 1 else f"{mean:.2f}"
 
 
+def over_seeds(changes: pd.Series) -> str:
+    """A difference of every seed, in words: mean, range, and whether all have the same sign."""
+    mean, low, high = changes.mean(), changes.min(), changes.max()
+    if len(changes) == 1:
+        return f"{mean:+.2f} (one seed, which may be chance)"
+    verdict = "no difference was seen" if low <= 0 <= high else "the same sign for every seed"
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f}): {verdict}"
+
+
+def beside_spread(difference: float, *spreads: float) -> str:
+    """Whether a difference of means is more than the larger spread; NaN where one seed has none."""
+    if any(map(pd.isna, spreads)):
+        return "of one seed, which may be chance"
+    noise = max(spreads)
+    verdict = "more" if abs(difference) > noise else "not more"
+    return f"{verdict} than the spread between seeds, {noise:.1f}"
+
+
 def _by_number(name: str) -> list[tuple[bool, int, str]]:
     """Sorts names by their words, and by the numbers in them: `layers=2` before `layers=11`."""
     parts = re.split(r"(\d+)", name)

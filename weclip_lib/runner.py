@@ -38,7 +38,7 @@ SHORTER = (  # in `run`: many decoders each, or pictures encoded in every step
     "07_official_vs_intended",
     "08_your_own_images",
 )
-SHORT = {"steps": 20, "pictures": 60}
+SHORT = {"steps": 50, "pictures": 100}
 READ_BENCH = ("06_training_cost",)  # what `make bench` wrote
 
 

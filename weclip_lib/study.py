@@ -63,7 +63,7 @@ class Study:
         setting: The profile.
         folder: Of the data set.
         work: Folder of frozen features and finished decoders.
-        pictures: Of the training split, to train on; 0: all.
+        pictures: Of every split, to train on and to judge by, the first ones; 0: all.
 
     Raises:
         ValueError: If something is wrong with the data set.
@@ -91,10 +91,6 @@ class Study:
         return kind(
             self.folder, split, self.setting.labels, min_size=size, limit=limit, square=square
         )
-
-    def split(self, name: str) -> MaskedImages:
-        """The pictures of a split with their masks, as they are; those that are judged by."""
-        return self._images(MaskedImages, name, 0)
 
     def looked_at(self, name: str = "") -> MaskedImages:
         """Pictures with masks and all of one size: of the training split (`seen`), or another."""
@@ -206,7 +202,7 @@ class Study:
         Args:
             every_scale: With several scales and mirror images, too; else at a single scale.
         """
-        dataset, setting = self.split(split), self.setting
+        dataset, setting = self._images(MaskedImages, split, self.pictures), self.setting
         found = score_decoders(
             self.backbone,
             {key: run.model.decoder for key, run in trained.items()},
