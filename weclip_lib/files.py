@@ -1,27 +1,138 @@
-"""Files and folders that appear under their name only when they are whole, and are made once."""
+"""Files of the user and of ours: read or refused by name, and written whole or not at all."""
 
+import os
+import platform
+import secrets
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+import psutil
+from filelock import FileLock, Timeout
+
+HOST = "".join(c if c.isalnum() else "-" for c in platform.node())[:40] or "here"
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # left by macOS and by network drives beside the user's
+
+
+class Unusable(ValueError):
+    """A file that is not as it has to be; the message names it and says what to do."""
+
+
+@contextmanager
+def reading(path: Path, remedy: str = "replace or remove it") -> Iterator[None]:
+    """Read one file of the user's; whatever a decoder raises becomes `Unusable`.
+
+    Args:
+        remedy: What the user can do about a file that cannot be decoded.
+
+    Raises:
+        Unusable: If there is no such file, it is none, or the block fails.
+    """
+    try:
+        if not path.exists():
+            raise Unusable(f"{path} is not there")
+        if not path.is_file():  # reading a pipe would wait for ever
+            raise Unusable(f"{path} is no file")
+        yield
+    except Unusable:
+        raise
+    except Exception as error:  # decoders raise anything on damaged files, TypeError included
+        raise Unusable(f"{path} cannot be read ({in_a_line(error)}): {remedy}") from error
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(said.split())[:200] or type(error).__name__
+
+
+def files_below(folder: Path) -> dict[str, Path]:
+    """All files below a folder, by relative path with `/`, in the order of their names.
+
+    Links to folders are followed, but never round in a circle. Hidden files are left out. Names
+    are in Unicode's composed form (NFC), whichever form the file system keeps.
+
+    Raises:
+        Unusable: If a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise Unusable(f"{error.filename} cannot be read ({in_a_line(error)})") from error
+
+    found = {}
+    above = {str(folder): frozenset([os.path.realpath(folder)])}
+    for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        inside = []
+        for name in folders:
+            real = os.path.realpath(os.path.join(where, name))  # noqa: PTH118
+            if not name.startswith(".") and name not in SYSTEM_FOLDERS and real not in above[where]:
+                above[os.path.join(where, name)] = above[where] | {real}  # noqa: PTH118
+                inside.append(name)
+        folders[:] = inside
+        for name in names:
+            if not name.startswith("."):
+                path = Path(where, name)
+                found[unicodedata.normalize("NFC", path.relative_to(folder).as_posix())] = path
+    return dict(sorted(found.items()))
+
+
+def _sync(path: Path) -> None:
+    """Have the disk keep a file, or a folder and all that is in it, before anything else goes on."""
+    if path.is_dir():
+        for inside in path.iterdir():
+            _sync(inside)
+        if os.name == "nt":  # has no such call for folders
+            return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove what killed processes of this machine have left half-written in a folder."""
+    for path in folder.glob(f".*.{HOST}-*.partial"):
+        number = path.name.split(".")[-2].split("-")[-2]
+        if number.isdigit() and not psutil.pid_exists(int(number)):
+            _remove(path)
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Give a temporary name to write a file or a folder to; it becomes `path` at the end.
 
-    If the block fails, `path` is as it was. What an earlier failure left behind is removed first.
+    If the block fails, `path` is as it was. Every writer has a name of its own, so that of several
+    the last one's `path` stays, whole. The content is on the disk before the name is, so that a
+    power cut cannot leave an empty file under it.
     """
-    partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if partial.is_dir():
-        shutil.rmtree(partial)
-    partial.unlink(missing_ok=True)
-    yield partial
-    partial.replace(path)
+    _remove_left(path.parent)
+    own = f"{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+    partial = path.with_name(f".{path.name[:80]}.{own}.partial")
+    try:
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+    except BaseException:
+        _remove(partial)
+        raise
+    if os.name != "nt":
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -51,3 +162,26 @@ def locked(path: Path) -> Iterator[None]:
     locks.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / path.name):
         yield
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Let one process at a time write `path`; a second one is refused. A killed one lets go.
+
+    Raises:
+        ValueError: Naming the process that writes there.
+    """
+    locks = path.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(locks / f"{path.name}.run"), locks / f"{path.name}.holder"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        who = holder.read_text() if holder.exists() else "another process"
+        raise ValueError(f"{who} writes {path}: wait for its end, or choose another") from error
+    try:
+        holder.write_text(f"process {os.getpid()} on {HOST}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()

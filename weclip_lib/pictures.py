@@ -3,6 +3,7 @@
 import os
 import tempfile
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,17 +12,34 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from weclip_lib.files import whole
+from weclip_lib.files import Unusable, files_below, whole
 from weclip_lib.labels import COLORMAP, IGNORE_INDEX
 
+SUFFIXES = (  # of pictures that can be read
+    ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png",
+    ".ppm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 MODES = ("RGB", "L")  # grey pictures become three equal channels
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 MOST_PIXELS = 40_000_000  # of a picture that somebody sends
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # the last bytes of a whole file
 
 
-class Unusable(ValueError):
-    """A picture or mask that is not as it has to be; the message says what to do."""
+def pictures_below(folder: Path) -> tuple[dict[str, Path], str]:
+    """Pictures below a folder by relative path, and in words what was left out ("" for nothing).
+
+    Raises:
+        Unusable: If a folder cannot be read.
+    """
+    found, others = {}, defaultdict(list)
+    for name, path in files_below(folder).items():
+        if path.suffix.lower() in SUFFIXES:
+            found[name] = path
+        else:
+            others[path.suffix or "without an ending"].append(name)
+    kinds = [f"{len(names)} {kind} ({names[0]})" for kind, names in sorted(others.items())]
+    remedy = "a picture among them has to be converted to JPEG or PNG, or given its ending"
+    return found, f"left out in {folder}: {', '.join(kinds)}; {remedy}" if kinds else ""
 
 
 @contextmanager
