@@ -59,12 +59,24 @@ def test_splits(folder) -> None:
         ("file,tags\na.jpg,dog\n", "line 2: class 'dog' does not exist: use cat, red car"),
         (
             ROWS,
-            "has the header ['a.jpg', 'cat;red car']: it must be file,tags (and may have split)",
+            "has the header 'a.jpg,cat;red car': it must be file,tags (and may have split)",
         ),
         ("file,tags\na.jpg\n", "line 2: no comma; write `a.jpg,` where there is nothing"),
         ("file,tags\na.jpg,cat,red car\n", "line 2: more fields than the header"),
-        ("", "has the header []"),
+        ("", "labels.csv is empty: its first line has to be file,tags"),
+        ("file;tags\na.jpg;cat\n", "must be file,tags (and may have split), with commas"),
+        ("file,tags,tags\na.jpg,cat,cat\n", "has the header 'file,tags,tags'"),
+        ('file,tags\na.jpg,"cat\nc.jpg,cat\n', 'line 2: a quote " that is not closed'),
+        ('file,tags\na.jpg,"cat\nc.jpg,cat"\n', 'line 2: a quote " that is not closed'),
+        ("file,tags\na.jpg,Cat\n", "line 2: class 'Cat' does not exist: did you mean 'cat'?"),
+        ("file,tags\na.jpg,cat|red car\n", "class 'cat|red car' holds '|': separate classes by"),
+        ("file,tags\na.jpg,background\n", "class 'background' is reserved"),
+        (
+            "file,tags\nb\\b.png,cat\n",
+            "(1 such rows): add the pictures or remove the rows; write `/`",
+        ),
         ("file,tags\na.jpg,katze ä\n".encode("latin-1"), "is not in UTF-8 (invalid"),
+        ("file,tags\na.jpg,cat\n".encode("utf-16"), "is not in UTF-8"),
     ],
 )
 def test_mistakes_in_the_table(folder, text, message) -> None:
@@ -73,6 +85,134 @@ def test_mistakes_in_the_table(folder, text, message) -> None:
     with pytest.raises(ValueError) as error:
         LabelledImages(folder, "train", LabelSet("own", ("cat", "red car"), ()))
     assert message in str(error.value)
+
+
+def test_tables_as_other_systems_write_them(folder) -> None:
+    """A byte-order mark, CRLF, spaces around fields, capitals in the header, blank lines."""
+    rows = ROWS.replace("\n", " \r\n").replace(",", " , ")
+    (folder / "labels.csv").write_bytes(f"\ufeffFile, Tags\r\n{rows}\r\n,\r\n".encode())
+    assert own_labels(folder).classes == ("cat", "red car")
+    train = LabelledImages(folder, "train", own_labels(folder))
+    assert train.image_labels.tolist() == [[1, 1], [0, 0], [1, 0]]
+
+
+def test_names_in_either_unicode_form(folder) -> None:
+    """A Mac's disk may keep é as two characters where the table has one."""
+    (folder / "images" / "a.jpg").rename(folder / "images" / "cafe\u0301.jpg")
+    (folder / "labels.csv").write_text("file,tags\ncaf\u00e9.jpg,cat\n")
+    assert LabelledImages(folder, "train", own_labels(folder)).names == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Boat", "boat"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("red  boat", "red boat"),
+        ("\ufb01sh", "fish"),  # a ligature
+    ],
+)
+def test_words_that_are_one_to_clip(folder, first, second) -> None:
+    (folder / "labels.csv").write_text(f"file,tags\na.jpg,{first}\nc.jpg,{second}\n")
+    with pytest.raises(ValueError, match="are one word to CLIP: write it the same everywhere"):
+        own_labels(folder)
+    (folder / "classes.csv").write_text(f"class,prompt\n{first},\n{second},\n")
+    with pytest.raises(ValueError, match="are one word to CLIP"):
+        own_labels(folder)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("boat\u200b", "holds the invisible character U+200B: write `boat`"),
+        ("\"['boat', 'cat']\"", "holds '[': separate classes by `;`"),
+        ('"boat, cat"', "holds ',': separate classes by `;`"),
+        ("boat|cat", "holds '|': separate classes by `;`"),
+        ("Background", "is reserved"),
+        ("_background_", "is reserved"),
+    ],
+)
+def test_words_that_cannot_be_a_class(folder, word, message) -> None:
+    for table, header in (
+        ("labels.csv", "file,tags\na.jpg,{}\n"),
+        ("classes.csv", "class,prompt\n{},\n"),
+    ):
+        (folder / table).write_text(header.format(word))
+        with pytest.raises(ValueError) as error:
+            own_labels(folder)
+        assert f"{table}, line 2" in str(error.value) and message in str(error.value)
+        (folder / table).write_text("file,tags\na.jpg,cat\n")
+
+
+def test_joiners_of_persian_words_are_letters(folder) -> None:
+    (folder / "labels.csv").write_text("file,tags\na.jpg,\u0645\u06cc\u200c\u062e\u0648\n")
+    assert own_labels(folder).classes == ("\u0645\u06cc\u200c\u062e\u0648",)
+
+
+def test_background_prompts(folder) -> None:
+    path = folder / "backgrounds.txt"
+    path.write_bytes("\ufeffsky\r\nCat \r\n\r\nwet grass\r\n".encode())
+    assert own_labels(folder).backgrounds == ("sky", "wet grass")
+    for text, message in (
+        ("", "backgrounds.txt is empty: write one prompt a line, or remove it"),
+        ("cat\n", "backgrounds.txt names classes alone"),
+        ("sky\nSky\n", "line 2: 'sky' comes a second time"),
+        (
+            "for\u00eat\n".encode("latin-1"),
+            "backgrounds.txt is not in UTF-8 (invalid continuation byte in line 1)",
+        ),
+    ):
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ValueError) as error:
+            own_labels(folder)
+        assert message in str(error.value)
+    path.unlink()  # the remedy
+    assert "grass" in own_labels(folder).backgrounds
+
+
+def test_links_are_followed_and_loops_are_not(folder, tmp_path) -> None:
+    other = tmp_path / "other"
+    (folder / "images" / "b").rename(other)
+    (folder / "images" / "b").symlink_to(other)
+    (other / "round").symlink_to(folder / "images")
+    assert LabelledImages(folder, "train", own_labels(folder)).names == ["a", "b/b", "c"]
+
+
+@pytest.fixture
+def devkit(tmp_path):
+    kit = tmp_path / "kit"
+    for place in ("JPEGImages", "ImageSets/Segmentation"):
+        (kit / place).mkdir(parents=True)
+    for name in ("2007_1", "my photo 1", "c"):
+        Image.new("RGB", (12, 9)).save(
+            kit / "JPEGImages" / f"{name}.{'png' if name == 'c' else 'jpg'}"
+        )
+    (kit / "labels.csv").write_text("name,labels\n2007_1,cat\nmy photo 1,cat\nc.png,\n")
+    return kit
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2007_1\nmy photo 1\n", ["2007_1", "my photo 1"]),
+        ("\ufeff2007_1 \r\n\r\nc\r\n", ["2007_1", "c"]),
+        ("/JPEGImages/2007_1.jpg /SegmentationClassAug/2007_1.png\n", ["2007_1"]),
+        ("JPEGImages/c.png\nmy photo 1.jpg", ["c", "my photo 1"]),
+        ("2007_1  1\nmy photo 1  1\n", ["2007_1", "my photo 1"]),
+        ("2007_1 -1\n", "train.txt, line 1: '2007_1 -1' is not among the pictures"),
+        ("c\nzebra\n", "train.txt, line 2: 'zebra' is not among the pictures: correct or remove"),
+        ("c\n2007_1\nc\n", "train.txt, line 3: 'c' comes a second time"),
+        ("\n", "train.txt is empty: write one name a line, or remove it"),
+    ],
+)
+def test_split_lists(devkit, text, expected) -> None:
+    (devkit / "ImageSets/Segmentation/train.txt").write_text(text, newline="")
+    if isinstance(expected, list):
+        assert read_listing(devkit, "train", ("cat",)).names == expected
+    else:
+        with pytest.raises(ValueError) as error:
+            read_listing(devkit, "train", ("cat",))
+        assert expected in str(error.value)
 
 
 def test_all_mistakes_can_be_collected(folder) -> None:

@@ -4,10 +4,11 @@
 `MaskedImages` adds masks.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,7 +16,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from tqdm import tqdm
 
+from weclip_lib.agreement import MANY, check_masks
 from weclip_lib.config import Profile, get_profile
 from weclip_lib.labels import LabelSet
 from weclip_lib.layouts import data_root, is_own, own_labels, read_listing
@@ -43,8 +46,10 @@ class LabelledImages:
             be, and keep what is wrong with them in `broken`.
 
     Raises:
-        ValueError: Naming the first thing that is missing, unreadable, not RGB or too small.
+        ValueError: Naming the first thing that is missing, unreadable or too small.
     """
+
+    has_masks = False
 
     def __init__(
         self,
@@ -58,7 +63,7 @@ class LabelledImages:
         skip_broken: bool = False,
     ) -> None:
         self.folder, self.split, self.labels, self.square = folder, split, labels, square
-        listing = read_listing(folder, split, labels.classes)
+        listing = read_listing(folder, split, labels.classes, with_masks=self.has_masks)
         rows = range(len(listing.names))[: limit or None]
         look = partial(picture_problem, min_size=min_size, thorough=skip_broken)
         with ThreadPoolExecutor() as pool:
@@ -71,7 +76,8 @@ class LabelledImages:
         kept = [row for row, problem in zip(rows, problems, strict=True) if not problem]
         self.names = [listing.names[row] for row in kept]
         self.images = [listing.images[row] for row in kept]
-        self._masks = [listing.masks[row] for row in kept]
+        self.tags = [listing.tags[row] for row in kept]
+        self._masks = [listing.masks[row] for row in kept] if self.has_masks else []
         columns = {name: column for column, name in enumerate(labels.classes)}
         table = torch.zeros(len(kept), len(columns))
         for position, row in enumerate(kept):
@@ -86,30 +92,52 @@ class LabelledImages:
         image = read_image(self.images[index])
         return squared(image, self.square) if self.square else image
 
-    def digest(self) -> str:
-        """Hash of names, labels and picture files: changes when any of them does."""
-        about = (self.names, self.image_labels.tolist(), self.square)
-        total = sha256(repr(about).encode())
-        for path in self.images:
-            total.update(path.read_bytes())
-        return total.hexdigest()
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Hashes of all that training sees: names with tags, and the bytes of the pictures."""
+        tags = repr((self.names, self.image_labels.tolist(), self.square))
+        found = {"tags": sha256(tags.encode()).hexdigest(), "pictures": _digest(self.images)}
+        return found | ({"masks": _digest(self._masks)} if self.has_masks else {})
 
-    def stamp(self) -> str:
-        """The same by size and time of the files, which takes no time with many of them."""
-        files = [(path.name, *path.stat()[6:9:2]) for path in self.images]
-        about = (self.names, self.image_labels.tolist(), self.square, files)
-        return sha256(repr(about).encode()).hexdigest()
+    def digest(self) -> str:
+        """One hash of them."""
+        return sha256(repr(self.digests).encode()).hexdigest()
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Hash of files' bytes, in order."""
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda path: sha256(path.read_bytes()).hexdigest(), paths)
+        bar = tqdm(found, total=len(paths), desc="reading files", disable=len(paths) < MANY)
+        return sha256(repr(list(bar)).encode()).hexdigest()
 
 
 class MaskedImages(LabelledImages):
-    """The same with masks, for scores and for the fully supervised trainer."""
+    """The same with masks, for scores and for the fully supervised trainer.
+
+    Every mask is read when it is made, and held against its picture's size and tags.
+
+    Raises:
+        ValueError: Naming the first mask that is missing, unreadable, of another size, or with
+            other classes than its picture's tags; in a devkit, where a few disagree, they are
+            only told.
+    """
+
+    has_masks = True
+
+    def __init__(self, *place, skip_broken: bool = False, **how) -> None:
+        super().__init__(*place, skip_broken=skip_broken, **how)
+        found = check_masks(
+            self._masks, self.images, self.tags, self.labels.classes, strict=is_own(self.folder)
+        )
+        if found.problems:
+            more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
+            raise ValueError(f"{found.problems[0]}{more}")
+        for remark in found.remarks:
+            tqdm.write(remark, file=sys.stderr)
 
     def mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
-        """Class ids of picture `index`, IGNORE_INDEX where void.
-
-        Raises:
-            ValueError: If the mask is missing, or holds an id of no class.
-        """
+        """Class ids of picture `index`, IGNORE_INDEX where void."""
         mask = read_mask(self._masks[index], self.labels.class_count)
         return squared(mask, self.square, nearest=True) if self.square else mask
 

@@ -9,10 +9,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from weclip_lib.agreement import check_masks
 from weclip_lib.config import get_profile
 from weclip_lib.labels import LabelSet
-from weclip_lib.layouts import data_root, is_own, own_labels, read_listing, splits_of
-from weclip_lib.pictures import mask_problem, picture_problem
+from weclip_lib.layouts import (
+    data_root,
+    is_own,
+    own_labels,
+    read_listing,
+    splits_of,
+    without_row,
+)
+from weclip_lib.pictures import picture_problem
 
 EXPECTED = {  # pictures a split, where everybody has the same
     "VOC 2012": {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10_582},
@@ -30,11 +38,14 @@ class Report:
 
     splits: list[str] = field(default_factory=list)  # a line each: pictures, masks, classes
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # to be looked at; nothing is wrong by them
 
     def text(self) -> str:
         """To be read."""
         found = [f"- {problem}" for problem in self.problems]
-        return "\n".join([*self.splits, f"{len(found) or 'No'} problem(s) found", *found])
+        remarks = [f"- remark: {remark}" for remark in self.remarks]
+        problems = [f"{len(found) or 'No'} problem(s) found", *found]
+        return "\n".join([*self.splits, *problems, *remarks])
 
     def tell(self) -> None:
         """Print it; a command ends with status 1 if something is wrong."""
@@ -54,7 +65,7 @@ def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
         remedy = REMEDIES.get(labels.name, "give a folder with images/ and labels.csv")
         report.problems.append(f"{folder} is not there: {remedy}")
         return report
-    expected, pictures, masks = EXPECTED.get(labels.name, {}), {}, {}
+    expected, pictures, masks, own = EXPECTED.get(labels.name, {}), {}, {}, is_own(folder)
     splits, known = splits_of(folder), set()
 
     def note(problem: str) -> None:
@@ -65,7 +76,7 @@ def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
 
     for split in splits:
         try:
-            listing = read_listing(folder, split, labels.classes, note)
+            listing = read_listing(folder, split, labels.classes, note, with_masks=True)
         except ValueError as error:
             note(str(error))
             continue
@@ -78,8 +89,8 @@ def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
         if split in expected and len(listing.names) != expected[split]:
             note(f"{split} has {len(listing.names)} pictures; everybody's has {expected[split]}")
         pictures |= dict.fromkeys(listing.images)
-        pairs = zip(listing.masks, listing.images, with_mask, strict=True)
-        masks |= {mask: image for mask, image, there in pairs if there}
+        about = zip(listing.masks, listing.images, listing.tags, with_mask, strict=True)
+        masks |= {mask: (image, tags) for mask, image, tags, there in about if there}
     missing = [split for split in expected if split not in splits]
     if missing or not splits:
         what = ", ".join(missing) or "any"
@@ -90,10 +101,11 @@ def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
         look = partial(picture_problem, min_size=min_size, thorough=True)
         found = list(tqdm(pool.map(look, pictures), total=len(pictures), desc="pictures"))
         broken = {path for path, problem in zip(pictures, found, strict=True) if problem}
-        pairs = [(mask, image) for mask, image in masks.items() if image not in broken]
-        judged = pool.map(lambda pair: mask_problem(*pair, labels.class_count), pairs)
-        found += tqdm(judged, total=len(pairs), desc="masks")
-    report.problems += [problem for problem in found if problem]
+    sound = {mask: about for mask, about in masks.items() if about[0] not in broken}
+    images, tags = ([about[place] for about in sound.values()] for place in (0, 1))
+    judged = check_masks(list(sound), images, tags, labels.classes, strict=own)
+    report.problems += [problem for problem in found if problem] + judged.problems
+    report.remarks += judged.remarks + (without_row(folder) if own else [])
     return report
 
 
@@ -105,10 +117,17 @@ def main() -> None:
     chosen = parser.parse_args()
     try:
         folder = data_root(chosen.folder)
-        own = folder.is_dir() and is_own(folder)
-        report = examine(folder, own_labels(folder) if own else get_profile(chosen.profile).labels)
+        words: list[str] = []
+        if folder.is_dir() and is_own(folder):
+            labels = own_labels(folder, words.append)
+        else:
+            labels = get_profile(chosen.profile).labels
+        report = examine(folder, labels)
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(
+            "\n".join([*(f"- {word}" for word in words), f"error: {error}"])
+        ) from error
+    report.problems = list(dict.fromkeys([*words, *report.problems]))
     report.tell()
 
 

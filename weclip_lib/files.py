@@ -53,7 +53,8 @@ def files_below(folder: Path) -> dict[str, Path]:
     """All files below a folder, by relative path with `/`, in the order of their names.
 
     Links to folders are followed, but never round in a circle. Hidden files are left out. Names
-    are in Unicode's composed form (NFC), whichever form the file system keeps.
+    are in Unicode's composed form (NFC), whichever form the file system keeps. A folder that is
+    not there has none.
 
     Raises:
         Unusable: If a folder cannot be read.
@@ -62,25 +63,29 @@ def files_below(folder: Path) -> dict[str, Path]:
     def refuse(error: OSError) -> None:
         raise Unusable(f"{error.filename} cannot be read ({in_a_line(error)})") from error
 
+    if not folder.exists():
+        return {}
     found = {}
     above = {str(folder): frozenset([os.path.realpath(folder)])}
     for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         inside = []
         for name in folders:
-            real = os.path.realpath(os.path.join(where, name))  # noqa: PTH118
+            path = os.path.join(where, name)  # noqa: PTH118
+            real = os.path.realpath(path)
             if not name.startswith(".") and name not in SYSTEM_FOLDERS and real not in above[where]:
-                above[os.path.join(where, name)] = above[where] | {real}  # noqa: PTH118
+                above[path] = above[where] | {real}
                 inside.append(name)
         folders[:] = inside
+        below = Path(where).relative_to(folder).as_posix()
         for name in names:
             if not name.startswith("."):
-                path = Path(where, name)
-                found[unicodedata.normalize("NFC", path.relative_to(folder).as_posix())] = path
+                shown = name if below == "." else f"{below}/{name}"
+                found[unicodedata.normalize("NFC", shown)] = Path(where, name)
     return dict(sorted(found.items()))
 
 
 def _sync(path: Path) -> None:
-    """Have the disk keep a file, or a folder and all that is in it, before anything else goes on."""
+    """Have the disk keep a file, or a folder with all that is in it."""
     if path.is_dir():
         for inside in path.iterdir():
             _sync(inside)

@@ -105,8 +105,8 @@ def _header_problem(
     if len(set(header)) == len(header) and set(needed) <= set(header) <= {*needed, *allowed}:
         return None
     extra = f" (and may have {', '.join(allowed)})" if allowed else ""
-    signs = [sign for sign in (";", "\t") if sign in "".join(header)]
-    commas = ", with commas between the columns" if signs else ""
+    other = len(header) == 1 and (";" in header[0] or "\t" in header[0])
+    commas = ", with commas between the columns" if other else ""
     return f"it must be {','.join(needed)}{extra}{commas}"
 
 
@@ -145,7 +145,7 @@ def read_names(path: Path, known: Collection[str], report: Report = refuse) -> l
     """
     found = []
     for number, text in read_lines(path, "one name"):
-        where, name = f"{path}, line {number}", _known_name(text, known)
+        where, name = f"{path}, line {number}", known_name(text, known)
         if name is None:
             report(f"{where}: {text!r} is not among the pictures: correct or remove the line")
         else:
@@ -153,7 +153,7 @@ def read_names(path: Path, known: Collection[str], report: Report = refuse) -> l
     return [name for _, name in without_repeats(found, report)]
 
 
-def _known_name(text: str, known: Collection[str]) -> str | None:
+def known_name(text: str, known: Collection[str]) -> str | None:
     """What a line of a list names, if there is such a picture."""
     text = unicodedata.normalize("NFC", text)
     columns = text.rsplit(maxsplit=1)

@@ -1,28 +1,33 @@
-"""Decode pictures and masks strictly: nothing is guessed, and nothing wrong passes in silence."""
+"""The one place that opens pictures and masks: read rightly, or refused by name with a remedy."""
 
+import io
 import os
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
-from weclip_lib.files import Unusable, files_below, whole
+from weclip_lib.files import Unusable, files_below, reading, whole
 from weclip_lib.labels import COLORMAP, IGNORE_INDEX
 
 SUFFIXES = (  # of pictures that can be read
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png",
     ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-MODES = ("RGB", "L")  # grey pictures become three equal channels
+REMEDY = "replace it by a whole copy in JPEG or PNG, or remove it"
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 MOST_PIXELS = 40_000_000  # of a picture that somebody sends
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # the last bytes of a whole file
+ORIENTATION = 0x0112  # of EXIF data
+ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that swap height and width
+GAP = bytes(1024)
+UPRIGHT = {  # what `exif_transpose` does, to be told to the owner of a mask
+    5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
+}  # fmt: skip
 
 
 def pictures_below(folder: Path) -> tuple[dict[str, Path], str]:
@@ -42,23 +47,67 @@ def pictures_below(folder: Path) -> tuple[dict[str, Path], str]:
     return found, f"left out in {folder}: {', '.join(kinds)}; {remedy}" if kinds else ""
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An opened picture; whatever decoding it raises becomes `Unusable`."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except Unusable:
-        raise
-    except Exception as error:  # decoders raise anything on damaged files, TypeError included
-        raise Unusable(f"{path} cannot be read ({error}): replace or remove it") from error
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ORIENTATION, 1)
 
 
-def _check_mode(path: Path, image: Image.Image) -> None:
-    if image.mode not in MODES:
+def _zeroed(content: bytes) -> bool:
+    """Whether a JPEG's data hold a stretch of zeros, as a copy that was cut off leaves it.
+
+    Zeros can be an even area only if, in every table of AC codes, they are the code of "nothing
+    more in this block" (low half 0, and not 0xF0). Progressive pictures do not tell.
+    """
+    at, symbols = 2, []
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
+        kind, last = content[at + 1], at + 2 + int.from_bytes(content[at + 2 : at + 4])
+        table = at + 4
+        if kind == 0xC2:
+            return False
+        while kind == 0xC4 and table + 17 < last:
+            if content[table] >> 4:
+                symbols.append(content[table + 17])
+            table += 17 + sum(content[table + 1 : table + 17])
+        at = last
+    end = content.find(b"\xff\xd9", at)
+    gap = content.find(GAP, at, len(content) if end < 0 else end) >= 0
+    return gap and any(symbol & 0x0F or symbol == 0xF0 for symbol in symbols)
+
+
+def _rgb(path: Path, image: Image.Image) -> Image.Image:
+    """A decoded picture in RGB, whatever its mode; what is transparent becomes white.
+
+    16 bits are scaled to 8; CMYK follows the picture's own colour profile, if it has one.
+    """
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or not 4096 <= values.max() < 65536:
+            raise Unusable(
+                f"{path} holds values from {values.min()} to {values.max()}, which is no range of "
+                "16 bits: scale them to 0 to 255, and save it as PNG under another name"
+            )
+        return Image.fromarray(((values * 2 + 257) // 514).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
         raise Unusable(
-            f"{path} is a picture of mode {image.mode} ({image.format}): convert it to RGB, "
-            "for example with Image.open(path).convert('RGB').save(path.with_suffix('.png'))"
+            f"{path} holds numbers without a known range (mode F): scale them to 0 to 255, and "
+            "save it as PNG under another name"
+        )
+    if image.has_transparency_data:
+        shown = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
+    profile = image.info.get("icc_profile")
+    if image.mode == "CMYK" and profile:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        return ImageCms.profileToProfile(
+            image, own, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    return image.convert("RGB")
+
+
+def _check_frames(path: Path, image: Image.Image) -> None:
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and image.format not in ("MPO", "JPEG"):  # there, others are for stereo or preview
+        raise Unusable(
+            f"{path} holds {count} pictures: save the one that is meant as a file of its own"
         )
 
 
@@ -66,11 +115,15 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a picture as RGB, turned upright if its EXIF data say how.
 
     Raises:
-        Unusable: If the file cannot be decoded, or is neither RGB nor grey with 8 bits.
+        Unusable: If the file cannot be decoded, or holds several pictures or no known range.
     """
-    with _opened(path) as image:
-        _check_mode(path, image)
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    with reading(path, REMEDY):
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            _check_frames(path, image)
+            if image.format in ("JPEG", "MPO") and _zeroed(content):
+                raise Unusable(f"{path} holds a stretch of zeros instead of its middle: {REMEDY}")
+            return np.array(_rgb(path, ImageOps.exif_transpose(image)))
 
 
 def read_upload(name: str, content: bytes) -> UInt8[np.ndarray, "height width 3"]:
@@ -107,8 +160,10 @@ def fitted(
 
 
 def _is_whole(path: Path, kind: str | None) -> bool:
-    """Whether the file ends as its format does."""
-    ending = ENDINGS.get(kind or "", b"")
+    """Whether the file ends as its format does; False where a format has no such end."""
+    ending = ENDINGS.get(kind or "")
+    if ending is None:
+        return False
     with path.open("rb") as file:
         file.seek(-len(ending), 2)
         return file.read() == ending
@@ -117,17 +172,17 @@ def _is_whole(path: Path, kind: str | None) -> bool:
 def picture_problem(path: Path, *, min_size: int = 1, thorough: bool = False) -> str | None:
     """What is wrong with a picture, and what to do about it; None if nothing is.
 
-    Header and last bytes are looked at; the whole is decoded if the end is not as it should be.
+    Header and last bytes are looked at; the whole is decoded if that is not enough.
 
     Args:
         min_size: Smallest side, in pixels.
         thorough: Decode it in any case.
     """
     try:
-        with _opened(path) as image:
-            _check_mode(path, image)
-            (width, height), kind = image.size, image.format
-        if thorough or not _is_whole(path, kind):
+        with reading(path, REMEDY), Image.open(path) as image:
+            _check_frames(path, image)
+            (width, height), kind, mode = image.size, image.format, image.mode
+        if thorough or mode.startswith(("I", "F")) or not _is_whole(path, kind):
             read_image(path)
     except Unusable as error:
         return str(error)
@@ -141,10 +196,9 @@ def picture_problem(path: Path, *, min_size: int = 1, thorough: bool = False) ->
 
 def picture_size(path: Path) -> tuple[int, int]:
     """Height and width as `read_image` gives them, from the header."""
-    with _opened(path) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: on its side
+    with reading(path, REMEDY), Image.open(path) as image:
         width, height = image.size
-    return (width, height) if turned else (height, width)
+        return (width, height) if _orientation(image) in ON_ITS_SIDE else (height, width)
 
 
 def read_mask(path: Path, class_count: int) -> UInt8[np.ndarray, "height width"]:
@@ -155,19 +209,20 @@ def read_mask(path: Path, class_count: int) -> UInt8[np.ndarray, "height width"]
     """
     if not path.exists():
         raise Unusable(f"{path} is missing: scores and full supervision need every mask")
-    with _opened(path) as image:
-        mode, mask = image.mode, np.array(image)
-    if mask.ndim != 2 or mask.dtype != np.uint8:
+    with reading(path, "replace it by a whole copy, or remove it"), Image.open(path) as image:
+        mode, mask = image.mode, np.array(ImageOps.exif_transpose(image))
+    if mode not in ("L", "P") and not mode.startswith("I"):
         raise Unusable(
-            f"{path} is a mask of mode {mode}: it has to hold one class id a pixel (mode L or P)"
+            f"{path} is a mask of mode {mode}: it has to hold one class id a pixel (mode L or P); "
+            "write the ids with weclip_lib.pictures.write_mask"
         )
-    wrong = (mask >= class_count) & (mask != IGNORE_INDEX)
+    wrong = ((mask < 0) | (mask >= class_count)) & (mask != IGNORE_INDEX)
     if wrong.any():
         raise Unusable(
             f"{path} holds class id {mask[wrong][0]}: there is no such class, "
             f"ids are 0 to {class_count - 1} and {IGNORE_INDEX} for void"
         )
-    return mask
+    return mask.astype(np.uint8)
 
 
 def write_mask(path: Path, mask: UInt8[np.ndarray, "height width"]) -> None:
@@ -192,17 +247,3 @@ def squared(
     scaled = np.asarray(Image.fromarray(pixels).resize(size, how))
     left, top = ((length - side) // 2 for length in size)
     return np.ascontiguousarray(scaled[top : top + side, left : left + side])
-
-
-def mask_problem(mask: Path, image: Path, class_count: int) -> str | None:
-    """What is wrong with a mask; None if nothing is."""
-    try:
-        found, size = read_mask(mask, class_count).shape, picture_size(image)
-    except Unusable as error:
-        return str(error)
-    if found != size:
-        return (
-            f"{mask} is {found[1]}x{found[0]} pixels, its picture {size[1]}x{size[0]}: "
-            "make them the same size (masks by nearest neighbour)"
-        )
-    return None
