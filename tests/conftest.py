@@ -5,8 +5,9 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from hypothesis import settings
 
-from tests import parity
+from tests import outcomes, parity
 from tests.golden import golden_gen
 from weclip_lib import site
 from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
@@ -18,21 +19,30 @@ from weclip_lib.model import WeCLIP
 from weclip_lib.repro import ROOT
 from weclip_lib.study import Study
 
+settings.register_profile("default", max_examples=3, derandomize=True)
+settings.register_profile("campaign", max_examples=60)
+settings.load_profile("default")
+
 
 def pytest_sessionfinish(session) -> None:
     """A worker process tells the first one what it has counted."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["compared"] = dict(parity.COUNT)
+        session.config.workeroutput["outcomes"] = dict(outcomes.OUTCOMES)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node) -> None:
-    parity.COUNT.update(getattr(node, "workeroutput", {}).get("compared", {}))
+    found = getattr(node, "workeroutput", {})
+    parity.COUNT.update(found.get("compared", {}))
+    outcomes.OUTCOMES.update(found.get("outcomes", {}))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
     for what, count in parity.COUNT.items():
         terminalreporter.write_line(f"parity with the official code: {count} {what}")
+    for what, count in sorted(outcomes.OUTCOMES.items()):
+        terminalreporter.write_line(f"mutated inputs, {what}: {count}")
 
 
 @pytest.fixture(scope="session")

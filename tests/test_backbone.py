@@ -1,4 +1,6 @@
 import json
+import re
+import subprocess
 import warnings
 
 import open_clip
@@ -94,16 +96,34 @@ def test_unknown_names(name, weights, message) -> None:
         load_backbone(name, weights)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated"])
-def test_damaged_weights(damage, tmp_path, monkeypatch) -> None:
-    weights = sources.MINICLIP_FOLDER / "MiniCLIP.safetensors"
-    (tmp_path / "card.json").write_text((sources.MINICLIP_FOLDER / "card.json").read_text())
-    if damage == "truncated":
-        (tmp_path / weights.name).write_bytes(weights.read_bytes()[:-1000])
-    monkeypatch.setattr(sources, "MINICLIP_FOLDER", tmp_path)
-    error = FileNotFoundError if damage == "missing" else ValueError
-    with pytest.raises(error, match="restore it"):
-        load_backbone("MiniCLIP", "miniclip")
+def git(root, *words: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *who, *words], cwd=root, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("file", ["MiniCLIP.safetensors", "card.json"])
+def test_damaged_weights_and_the_remedy(file, tmp_path, monkeypatch) -> None:
+    """What the error says is done, to the letter."""
+    folder = tmp_path / "data" / "miniclip"
+    folder.mkdir(parents=True)
+    for name in ("MiniCLIP.safetensors", "card.json"):
+        (folder / name).write_bytes((sources.MINICLIP_FOLDER / name).read_bytes())
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "ship")
+    monkeypatch.setattr(sources, "MINICLIP_FOLDER", folder)
+    content = (folder / file).read_bytes()
+    for damaged in (None, b"", content[:-1000], b"[1, 2]", b"{}", bytes(len(content))):
+        (folder / file).unlink()
+        if damaged is not None:
+            (folder / file).write_bytes(damaged)
+        error = FileNotFoundError if damaged is None else ValueError
+        with pytest.raises(error, match=rf"{file} .*restore it with") as said:
+            load_backbone("MiniCLIP", "miniclip")
+        command, place = re.search(r"`(.*)` in (.*)", str(said.value)).groups()
+        subprocess.run(command, shell=True, cwd=place, check=True, capture_output=True)
+        assert (folder / file).read_bytes() == content
+    load_backbone("MiniCLIP", "miniclip")
 
 
 def test_weights_from_a_local_file(tmp_path) -> None:
@@ -149,6 +169,85 @@ def test_a_checkpoint_folder_of_open_clip(tmp_path) -> None:
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"preprocess_cfg": shown}))
     _, statistics = sources.load_pretrained("MiniCLIP", tmp_path)
     assert statistics == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("shown", "message"),
+    [
+        (b"{", "open_clip_config.json cannot be read"),
+        (b"[]", "open_clip_config.json cannot be read"),
+        ({"preprocess_cfg": {"mean": [0.1, 0.2], "std": [1, 1, 1]}}, "must be three numbers"),
+        ({"preprocess_cfg": {"mean": [0.1, 0.2, 0.3]}}, "std None: each must be three numbers"),
+        ({"preprocess_cfg": {"mean": ["a", 1, 1], "std": [1, 1, 1]}}, "must be three numbers"),
+        ({"preprocess_cfg": {"mean": [0, 0, 0], "std": [1, 0, 1]}}, "each must be more than 0"),
+        (b'{"preprocess_cfg": {"mean": [0, 0, NaN], "std": [1, 1, 1]}}', "three numbers"),
+        ({"model_cfg": {"embed_dim": 64}}, "trained with GELU, MiniCLIP has QuickGELU: choose the"),
+    ],
+)
+def test_damaged_checkpoint_folders(shown, message, tmp_path) -> None:
+    clip = open_clip.create_model("MiniCLIP", load_weights=False)
+    torch.save(clip.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    content = shown if isinstance(shown, bytes) else json.dumps(shown).encode()
+    (tmp_path / "open_clip_config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_backbone("MiniCLIP", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "message"),
+    [
+        ("ViT-B-16", "openai", "'openai' was trained with QuickGELU, ViT-B-16 has GELU: choose "
+         "ViT-B-16-quickgelu"),
+        ("ViT-L-14-336", "openai", "choose ViT-L-14-336-quickgelu"),
+        ("ViT-B-16-quickgelu", "laion2b_s34b_b88k", "'laion2b_s34b_b88k' was trained with GELU, "
+         "ViT-B-16-quickgelu has QuickGELU: choose ViT-B-16"),
+    ],
+)  # fmt: skip
+def test_tags_of_the_other_activation(name, tag, message, monkeypatch) -> None:
+    monkeypatch.setattr(open_clip, "create_model", None)  # nothing is fetched
+    with pytest.raises(ValueError, match=message + "$"):
+        load_backbone(name, tag)
+
+
+def test_every_model_knows_its_other() -> None:
+    names = [name for name in open_clip.list_models() if name.endswith("-quickgelu")]
+    assert len(names) > 8
+    for name in names:
+        plain = name.removesuffix("-quickgelu")
+        assert (sources._other(name), sources._other(plain)) == (plain, name)
+    assert sources._other("MiniCLIP") is None
+
+
+def test_openai_weights_of_another_model(tmp_path, monkeypatch) -> None:
+    """Told by the three numbers beside them; MiniCLIP without QuickGELU stands for ViT-B-16."""
+    plain = {**open_clip.get_model_config("MiniCLIP"), "quick_gelu": False}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Small", plain)
+    state = open_clip.create_model("Small", load_weights=False).state_dict()
+    numbers = {"input_resolution": 112, "context_length": 32, "vocab_size": 49408}
+    path = tmp_path / "weights.pt"
+    for wrong in ({}, *({number: 7} for number in numbers)):
+        given = {n: torch.tensor(v) for n, v in {**numbers, **wrong}.items()}
+        torch.save({**state, **given}, path)
+        said = "weights.pt was trained with QuickGELU, Small has GELU: choose MiniCLIP"
+        for number in wrong:
+            said = rf"weights.pt has {number} 7, Small has {numbers[number]}: choose"
+        with pytest.raises(ValueError, match=said):
+            load_backbone("Small", path)
+    torch.save({**state, "context_length": torch.tensor([32, 32])}, path)
+    with pytest.raises(ValueError, match=r"has context_length \[32, 32\], Small has 32"):
+        load_backbone("Small", path)
+    torch.save({**state, "context_length": torch.tensor(32)}, path)
+    load_backbone("Small", path)
+    torch.save({**state, **{n: torch.tensor(v) for n, v in numbers.items()}}, path)
+    load_backbone("MiniCLIP", path)
+
+
+def test_statistics_go_by_their_exact_names() -> None:
+    for name in ("Imagenet", "openai", ""):
+        with pytest.raises(
+            ValueError, match=f"statistics is {name!r}: choose one of own, imagenet"
+        ):
+            load_backbone("MiniCLIP", "miniclip", name)
 
 
 def test_offline_without_weights_says_what_to_fetch(monkeypatch) -> None:

@@ -1,8 +1,11 @@
 """Dense CRF: equal to pydensecrf (tests/golden/make_crf.py), and to its definition."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from weclip_lib import crf
 from weclip_lib.config import CRF
 from weclip_lib.crf import GaussianFilter, dense_crf
 from weclip_lib.repro import ROOT
@@ -52,3 +55,23 @@ def test_no_iteration_changes_nothing_and_sizes_must_agree() -> None:
     np.testing.assert_allclose(dense_crf(before, image, CRF(iterations=0)), before, rtol=1e-5)
     with pytest.raises(ValueError, match="has 11x7 pixels, the probabilities 7x11"):
         dense_crf(before.swapaxes(1, 2), image)
+
+
+def test_parts_of_points_and_channels_change_nothing(monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.uniform(0, 9, (211, 5))
+    values = rng.uniform(0, 1, (211, 7)).astype(np.float32)
+    whole = GaussianFilter(features)(values)
+    monkeypatch.setattr(crf, "POINTS_AT_ONCE", 50)
+    monkeypatch.setattr(crf, "VALUES_AT_ONCE", 2000)
+    assert (GaussianFilter(features)(values) == whole).all()
+
+
+def test_memory_of_a_filter_a_point() -> None:
+    """380 bytes; 1,100 where the coordinates of all corners are held together."""
+    features = np.random.default_rng(0).uniform(0, 9, (100_000, 5))
+    tracemalloc.start()
+    GaussianFilter(features)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 500 * len(features)

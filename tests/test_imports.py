@@ -6,12 +6,14 @@ import pytest
 
 from weclip_lib.repro import ROOT
 
-LEAVES = {"labels", "config", "files"}
+LEAVES = {"labels", "config", "files", "lists", "options"}
 MATHS = {"affinity", "par", "losses", "metrics", "crf"}
 ALLOWED = {
     "labels": set(),
-    "config": {"labels"},
+    "config": {"labels", "options"},
     "files": set(),
+    "lists": {"files"},
+    "options": set(),
     **dict.fromkeys(MATHS, LEAVES),
     "backbone": LEAVES | MATHS | {"weights"},
     "weights": {"checkpoint"},
@@ -23,15 +25,17 @@ ALLOWED = {
     "model": LEAVES | MATHS | {"backbone", "decoder", "cam", "rfm"},
     "minivoc": LEAVES | {"pictures"},
     "pictures": {"files", "labels"},
-    "layouts": {"labels"},
-    "prepare": LEAVES | {"layouts", "pictures"},
-    "doctor": LEAVES | {"layouts", "pictures"},
+    "agreement": {"files", "labels", "pictures"},
+    "layouts": {"files", "labels", "lists", "pictures"},
+    "instances": {"files", "labels", "lists"},
+    "prepare": LEAVES | {"instances", "layouts", "pictures"},
+    "doctor": LEAVES | {"agreement", "layouts", "pictures"},
     "download": LEAVES | {"doctor", "layouts", "prepare", "repro"},
-    "datasets": LEAVES | {"layouts", "minivoc", "pictures"},
+    "datasets": LEAVES | {"agreement", "layouts", "minivoc", "pictures"},
     "pretrain": LEAVES | {"minivoc", "backbone", "weights"},
     "cache": LEAVES | {"datasets", "model", "repro"},
     "distributed": set(),
-    "sources": {"cache", "datasets", "labels", "model"},
+    "sources": {"cache", "datasets", "files", "labels", "model"},
     "state": LEAVES | {"checkpoint", "distributed"},
     "probe": LEAVES | MATHS | {"backbone"},
     "stages": LEAVES | MATHS | {"backbone", "cam", "datasets", "probe", "rfm"},

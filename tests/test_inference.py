@@ -1,5 +1,7 @@
-"""A trained decoder on files: sizes, layouts, scores, and what cannot be done."""
+"""A trained decoder on files: sizes, layouts, scores, memory, and what cannot be done."""
 
+import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -7,16 +9,17 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from weclip_lib import inference
+from weclip_lib import evaluate, inference
 from weclip_lib.backbone import load_backbone
-from weclip_lib.checkpoint import save_weights
+from weclip_lib.checkpoint import read_note, save_weights
 from weclip_lib.config import CRF, PROFILES
 from weclip_lib.datasets import MaskedImages
 from weclip_lib.decoder import Decoder
-from weclip_lib.evaluate import resize_longer, score_decoders
+from weclip_lib.evaluate import enlarge, label_map, resize_longer, score_decoders, shown_to
 from weclip_lib.minivoc import write_voc
-from weclip_lib.pictures import read_mask
+from weclip_lib.pictures import read_mask, write_mask
 from weclip_lib.train import trained_note
 
 SMOKE = replace(PROFILES["smoke"], long_side=80)
@@ -29,6 +32,17 @@ def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "trained.safetensors"
     save_weights(decoder, path, trained_note(SMOKE, 7))
     return path
+
+
+def changed(trained, path, **note):
+    """The same decoder with other words about itself; None takes one out."""
+    kept = {k: v for k, v in (read_note(trained) | note).items() if v is not None}
+    save_file(load_file(trained), path, metadata={"note": json.dumps(kept)})
+    return path
+
+
+def no_scaling(trained, folder):
+    return changed(trained, folder / "plain.safetensors", long_side=0)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +95,107 @@ def test_as_the_voc_server_wants_it(trained, photos, tmp_path) -> None:
     assert written == ["results/VOC2012/Segmentation/comp6_test_cls/d.png"]
 
 
-def test_very_large_pictures(trained, monkeypatch) -> None:
-    monkeypatch.setattr(inference, "LARGEST", 60)
+def test_a_second_run_replaces_its_own_masks_and_no_other(trained, photos, tmp_path) -> None:
+    given = ["predict", "--decoder", str(trained), "--overlays", "--out", str(photos / "out")]
+    for _ in range(2):
+        inference.main([*given, str(photos)])
+    assert len(list((photos / "out").rglob("*.png"))) == 6
+    corrected = read_mask(photos / "out" / "a.png", 13).copy()
+    corrected[0] = 12
+    write_mask(photos / "out" / "a.png", corrected)
+    with pytest.raises(SystemExit, match=r"out/a\.png is there, but not as predict left it"):
+        inference.main([*given, str(photos)])
+    assert (read_mask(photos / "out" / "a.png", 13) == corrected).all()
+
+
+def test_one_bad_picture_does_not_end_the_run(trained, photos, tmp_path) -> None:
+    (photos / "b" / "bad.jpg").write_text("no picture")
+    Image.new("RGB", (5, 3)).save(photos / "tiny.png")
+    out = tmp_path / "out"
+    given = ["predict", "--decoder", str(no_scaling(trained, tmp_path)), "--out", str(out)]
+    with pytest.raises(SystemExit, match="2 of 5 pictures could not be labelled") as caught:
+        inference.main([*given, str(photos), "--batch", "3"])
+    assert "bad.jpg cannot be read" in str(caught.value)
+    assert "tiny.png cannot be labelled: images of 3x5 pixels are smaller" in str(caught.value)
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.png")) == [
+        "a.png",
+        "b/c.png",
+        "d.png",
+    ]
+
+
+def test_masks_of_other_classes_are_not_mixed(trained, photos, tmp_path) -> None:
+    given = ["predict", "--out", str(tmp_path / "out"), "--decoder"]
+    inference.main([*given, str(trained), str(photos / "a.jpg")])
+    other = changed(trained, tmp_path / "other.safetensors", classes=[f"c{n}" for n in range(12)])
+    with pytest.raises(
+        SystemExit, match=r"classes\.csv has other classes than .*other\.safetensors"
+    ):
+        inference.main([*given, str(other), str(photos / "d.jpg")])
+    assert not (tmp_path / "out" / "d.png").exists()
+
+
+def test_few_pictures_are_held_at_once(trained, photos, monkeypatch) -> None:
+    """Whatever --batch says, large pictures are shown alone."""
+    shown = []
+    segmenter = inference.load_segmenter(trained)
+    monkeypatch.setattr(inference, "BATCH_PIXELS", 2 * 31 * 50)
+
+    def label(self, images, *, crf=None):
+        shown.append([image.shape[:2] for image in images])
+        return [np.zeros(image.shape[:2], np.uint8) for image in images]
+
+    monkeypatch.setattr(inference.Segmenter, "label", label)
+    for _ in inference.segment_files(segmenter, inference.find_images([photos]), batch=9):
+        pass
+    assert shown == [[(31, 50), (31, 50)], [(97, 41)]]
+
+
+def test_crf_of_very_large_pictures(trained, monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "CRF_PIXELS", 45 * 60)
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
-    (label,) = inference.load_segmenter(trained).label([image], crf=CRF(iterations=1))
+    segmenter = inference.load_segmenter(trained)
+    (label,) = segmenter.label([image], crf=CRF(iterations=1))
     assert label.shape == (90, 120)
     assert (label[::2, ::2] == label[1::2, 1::2]).all()  # decided at half the size, then copied
+    assert evaluate.crf_size(375, 500) == (45, 60)
+    monkeypatch.undo()
+    assert evaluate.crf_size(375, 500) == (375, 500)
+    assert evaluate.crf_size(3000, 4000) == (886, 1182)
+    (label,) = segmenter.label([image])
+    assert not (label[::2, ::2] == label[1::2, 1::2]).all()  # without it, at the picture's size
+
+
+@pytest.mark.parametrize("together", [1, 3, 4, 11])
+def test_some_classes_at_a_time_give_the_same_labels(monkeypatch, together) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 11, 3, 5)
+    logits[:, 7] = logits[:, 2]  # a tie: the first class wins
+    plain = enlarge(logits, (23, 31)).argmax(dim=1)
+    assert (plain == 2).any() and not (plain == 7).any()
+    monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", together * 2 * 23 * 31)
+    held = []
+
+    def watched(some, size):
+        held.append(some.shape[1])
+        return enlarge(some, size)
+
+    monkeypatch.setattr(evaluate, "enlarge", watched)
+    found = label_map(logits, (23, 31))
+    assert found.dtype == torch.uint8 and torch.equal(found.long(), plain)
+    assert max(held) == together and sum(held) == 11
+
+
+def test_the_network_sees_so_many_patches_at_most(monkeypatch) -> None:
+    backbone = load_backbone("MiniCLIP", "miniclip")
+    patch = backbone.patch_size
+    monkeypatch.setattr(evaluate, "MOST_PATCHES", 12)
+    images = torch.rand(1, 3, 6 * patch, 8 * patch)
+    assert shown_to(backbone, images, 0).shape[-2:] == (3 * patch, 4 * patch)
+    assert shown_to(backbone, images, 0, (1.0, 2.0)).shape[-2:] == (1.5 * patch, 2 * patch)
+    assert shown_to(backbone, images, 2 * patch).shape[-2:] == (1.5 * patch, 2 * patch)
+    monkeypatch.undo()
+    assert shown_to(backbone, images, 0) is images
 
 
 def test_resize_longer() -> None:
@@ -110,9 +219,11 @@ def test_scores_single_averaged_and_with_crf(trained, world, tmp_path, capsys) -
     table = pd.read_csv(tmp_path / "scores.csv")
     assert list(table["prediction"]) == ["single scale", "scales and flips", "with CRF"]
     assert table["miou"].between(0, 100).all() and (table["pictures"] == 2).all()
+    assert (table["split"] == "val").all()
     assert len(pd.read_csv(tmp_path / "per_class.csv")) == 13
     assert (tmp_path / "confusion.png").stat().st_size > 5000
-    assert "with CRF" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "with CRF" in said and f"split val of {world}: 2 pictures" in said
 
 
 def test_crf_is_a_third_table(world) -> None:
@@ -127,25 +238,87 @@ def test_crf_is_a_third_table(world) -> None:
     assert more[2].sum() == more[1].sum() and not torch.equal(more[2], more[1])
 
 
-def test_what_cannot_be_done(trained, photos, tmp_path, monkeypatch) -> None:
+def test_pixels_that_wait_for_their_crf_are_bounded(world, monkeypatch) -> None:
+    """Many cores do not multiply memory."""
+    now, most = [], []
+
+    def slow(logits, image, settings):
+        now.append(image.shape)
+        time.sleep(0.1)
+        most.append(len(now))
+        now.pop()
+        return np.zeros(image.shape[:2], np.uint8)
+
+    monkeypatch.setattr(evaluate, "with_crf", slow)
+    backbone = load_backbone("MiniCLIP", "miniclip")
+    dataset = MaskedImages(world, "val", SMOKE.labels)
+    decoders = {
+        name: Decoder(width=128, class_count=13, block_count=11, dim=32, layers=1)
+        for name in ("x", "y", "z")
+    }
+    pixels = dataset.mask(0).size
+    for bound, expected in ((10 * pixels, 3), (int(1.5 * pixels), 1)):
+        monkeypatch.setattr(evaluate, "AHEAD_PIXELS", bound)
+        found = score_decoders(backbone, decoders, dataset, scales=(1.0,), flip=False, crf=CRF())
+        assert max(most) >= expected if expected > 1 else max(most) == 1
+        assert all(tables[2].sum() == tables[1].sum() for tables in found.values())
+        most.clear()
+
+
+def test_what_cannot_be_done(trained, photos, tmp_path) -> None:
     out = ["--out", str(tmp_path / "out")]
     (tmp_path / "names.txt").write_text("a\nzebra")
     (tmp_path / "cut.safetensors").write_bytes(trained.read_bytes()[:999])
     bare = tmp_path / "bare.safetensors"
     save_weights(torch.nn.Linear(2, 2), bare, {})
-    (photos / "bad.jpg").write_text("no picture")
     predict = ["predict", *out, "--decoder"]
     for given, message in (
         ([*predict, str(tmp_path / "none"), str(photos)], "none is not there"),
-        ([*predict, str(tmp_path / "cut.safetensors"), str(photos)], "is damaged"),
-        ([*predict, str(bare), str(photos)], "does not say which classes"),
+        ([*predict, str(tmp_path / "cut.safetensors"), str(photos)], "cut.safetensors .*damaged"),
+        ([*predict, str(bare), str(photos)], "bare.safetensors does not say which classes"),
         ([*predict, str(trained), str(tmp_path / "gone")], "gone is not there: give pictures"),
-        ([*predict, str(trained), str(photos)], r"bad\.jpg cannot be read"),
         ([*predict, str(trained), "--names", str(tmp_path / "names.txt"), str(photos)], "zebra"),
+        ([*predict, str(trained), "--device", "gpu", str(photos)], "device 'gpu': torch sees only"),
         (["score", *out, "--decoder", str(trained), "--profile", "voc"], "no VOC 2012 at"),
+        (["score", *out, "--decoder", str(trained), "--device", "tpu"], "device 'tpu'"),
     ):
         with pytest.raises(SystemExit, match=message):
             inference.main(given)
+    assert not (tmp_path / "out").exists()
     (photos / "a.png").write_bytes((photos / "b" / "c.png").read_bytes())
     with pytest.raises(ValueError, match="would write the same mask"):
         inference.find_images([photos])
+
+
+@pytest.mark.parametrize("given", [["--batch", "0"], ["--batch", "-1"], ["--pictures", "-2"]])
+def test_numbers_that_are_none(trained, capsys, given) -> None:
+    command = "score" if "--pictures" in given else "predict"
+    with pytest.raises(SystemExit):
+        inference.main([command, "--decoder", str(trained), "--out", "x", *given])
+    assert f"argument {given[0]}: {given[1]}: give a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("note", "message"),
+    [
+        ({"scales": [0.5, 1.0]}, "scales are .*: the first has to be 1"),
+        ({"scales": 3}, "scales|subscriptable"),
+        ({"scales": None}, "does not say which scales"),
+        ({"long_side": -2}, "long_side is -2: give a whole number of 0 or more"),
+        ({"long_side": "512"}, "long_side is '512'"),
+        ({"classes": "dog"}, "classes are dog, not 1 to 254 different words"),
+        ({"classes": ["dog", 3]}, "not 1 to 254 different words"),
+        ({"classes": ["dog", "dog"]}, "not 1 to 254 different words"),
+        ({"classes": []}, "not 1 to 254 different words"),
+        ({"statistics": "mine"}, "statistics is 'mine': choose one of"),
+        ({"backbone": 3}, "backbone are"),
+        ({"decoder": {"depth": 3}}, "depth"),
+        ({"decoder": {"dim": 33}}, "give a multiple of the 8 heads"),
+        ({"decoder": [3]}, "what .* says of itself is damaged"),
+    ],
+)
+def test_decoders_whose_note_is_damaged(trained, tmp_path, note, message) -> None:
+    path = changed(trained, tmp_path / "mine.safetensors", **note)
+    with pytest.raises(ValueError, match=message) as caught:
+        inference.load_segmenter(path)
+    assert "mine.safetensors" in str(caught.value) and "weclip_lib.train" in str(caught.value)

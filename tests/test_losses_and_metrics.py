@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from weclip_lib import metrics
 from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.losses import affinity_loss, segmentation_loss
 from weclip_lib.metrics import confusion_matrix, scores
@@ -48,3 +49,11 @@ def test_scores_by_hand() -> None:
 def test_confusion_refuses_unknown_ids() -> None:
     with pytest.raises(ValueError, match="prediction holds class ids 0 to 7, outside 0 to 3"):
         confusion_matrix(torch.tensor([[0, 7]]), torch.tensor([[0, 1]]), 4)
+
+
+def test_pixels_are_counted_in_parts(monkeypatch) -> None:
+    torch.manual_seed(0)
+    prediction, truth = torch.randint(0, 3, (2, 2, 5, 7)).unbind()
+    whole = confusion_matrix(prediction, truth, 3)
+    monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", 11)
+    assert torch.equal(confusion_matrix(prediction, truth, 3), whole) and whole.sum() == 70

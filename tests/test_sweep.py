@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -33,9 +34,23 @@ def test_every_combination_is_a_job(tmp_path) -> None:
         "seed": 1,
         "pictures": 4,
     }
+    assert [job.name for job in grid.jobs if " " in job.name] == []
     long = written(tmp_path, GOOD | {"parameters": {"data_dir": ["/a b/" + "x" * 300, "/a b/y"]}})
     names = [job.name for job in sweep.read_grid(long, tmp_path / "out").jobs]
     assert all(len(name) <= sweep.LONGEST_NAME and "/" not in name for name in names)
+
+
+def test_jobs_stay_apart_on_any_disk(tmp_path) -> None:
+    """Some take A for a, é for e with an accent, or drop what is at the end."""
+    folders = ["a b", "a-b", "a/b", "photos", "Photos", "photos.", "é", "e\u0301", "\u4e2d" * 200]
+    parameters = {"profile": "smoke", "data_dir": folders}
+    path = tmp_path / "grid.yml"
+    path.write_text(yaml.safe_dump(GOOD | {"parameters": parameters}), encoding="utf-8")
+    names = [job.name for job in sweep.read_grid(path, tmp_path / "out").jobs]
+    assert names[1] == "data_dir=a-b" and names[3] == "data_dir=photos"
+    assert len({name.lower() for name in names}) == len(folders)
+    assert all(name.isascii() and not set(name) & set(" /") for name in names)
+    assert not any(name.endswith(".") for name in names)
 
 
 @pytest.mark.parametrize(
@@ -44,12 +59,20 @@ def test_every_combination_is_a_job(tmp_path) -> None:
         ("notebook: [", "is no YAML"),
         ("- 01_cam_generation", "has list: it takes `notebook` and `parameters`"),
         (GOOD | {"params": {}}, "params: it takes `notebook`"),
+        ("notebook: 01_cam_generation\nnotebook: 01_cam_generation", "comes a second time"),
+        ("notebook: 01_cam_generation\nparameters:\n  seed: 1\n  seed: 2", "'seed' comes a second"),
+        (GOOD | {"notebook": 1}, "no notebook 1: choose"),
+        (GOOD | {"notebook": ["01_cam_generation"]}, "no notebook .*: choose"),
         (GOOD | {"notebook": "01_cams"}, "no notebook '01_cams': choose of 00_minivoc"),
         (GOOD | {"parameters": {"picture": 3}}, "no parameter 'picture': it has seed"),
-        (GOOD | {"parameters": {"pictures": ["a"]}}, "pictures of .* is 'a': give a int"),
+        (GOOD | {"parameters": {"pictures": ["a"]}}, "pictures of .* is 'a': give a whole number"),
         (GOOD | {"parameters": {"pictures": []}}, "pictures has an empty list"),
         (GOOD | {"parameters": {"pictures": [2, 2]}}, "pictures=2 comes a second time"),
         (GOOD | {"parameters": [1]}, "names with values"),
+        (GOOD | {"parameters": []}, "names with values"),
+        (GOOD | {"parameters": {"pictures": None}}, "is None: give a whole number"),
+        (GOOD | {"parameters": {"weights": "no/such.pt"}}, "grid.yml: .*nothing is there"),
+        (GOOD | {"parameters": {"out_dir": "x"}}, "use --out"),
     ],
 )
 def test_bad_grids_are_refused(tmp_path, grid, message) -> None:
@@ -73,6 +96,22 @@ def test_bad_places_are_refused(tmp_path) -> None:
             sweep.main(arguments)
 
 
+def test_another_encoding_is_named(tmp_path) -> None:
+    path = tmp_path / "grid.yml"
+    path.write_bytes("notebook: 01_cam_generation # été".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"grid.yml is not in UTF-8 \(.* in line 1\)"):
+        sweep.read_grid(path, tmp_path / "out")
+
+
+def test_paths_are_seen_from_where_one_stands(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, GOOD)
+    assert sweep.read_grid(Path("grid.yml"), Path("out")).folder == tmp_path / "out"
+    for action in ("list", "waiting"):
+        sweep.main([action, "grid.yml", "--out", "out"])
+        assert capsys.readouterr().out == "pictures=2\npictures=3\n"
+
+
 @pytest.mark.notebook
 def test_failures_are_apart_and_a_sweep_resumes(tmp_path, capsys) -> None:
     """One of two data folders holds something else at first."""
@@ -93,6 +132,9 @@ def test_failures_are_apart_and_a_sweep_resumes(tmp_path, capsys) -> None:
     (bad / "mine").rmdir()
     bad.rmdir()
     sweep.main(arguments)
+    capsys.readouterr()
+    sweep.main(["waiting", *arguments[1:4]])
+    assert capsys.readouterr().out == ""  # a folder that was drawn on the way is not a new one
     assert table.stat().st_mtime_ns == stamp  # what was finished was not run again
     joined = pd.read_csv(out / "sweep.csv")
     assert len(joined) == 2 * rows and set(joined["data_dir"]) == {str(good), str(bad)}

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import open_clip
 import torch
@@ -17,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from weclip_lib.options import one_of
 from weclip_lib.weights import load_pretrained, miniclip_weights, refusal
 
 BREAKS = str.maketrans(".,;:!?", "      ")  # between the words of a prompt
@@ -217,22 +217,21 @@ class Backbone(nn.Module):
             )
 
 
-def load_backbone(
-    name: str, weights: str | Path, statistics: Literal["imagenet", "own"] = "own"
-) -> Backbone:
+def load_backbone(name: str, weights: str | Path, statistics: str = "own") -> Backbone:
     """Build a frozen backbone from an open_clip model name and its weights.
 
     Args:
         name: Of an open_clip model configuration, such as `ViT-B-16-quickgelu` or `MiniCLIP`.
         weights: A tag of open_clip (`openai`), a local file, a checkpoint folder of open_clip, or
             `miniclip` for what ships.
-        statistics: What normalises pixels: those that the model was trained with, or ImageNet's.
+        statistics: What normalises pixels: `own`, which the model was trained with, or `imagenet`.
 
     Raises:
-        ValueError: If the name or the tag is unknown, the model cannot be a backbone, or a file
-            is not what it should be.
+        ValueError: If a name or the tag is unknown, the model cannot be a backbone, its activation
+            is not that of the weights, or a file is not what it should be.
         FileNotFoundError: If a file is not there; the error says where to get it.
     """
+    one_of("statistics", statistics, ("own", "imagenet"))
     if problem := refusal(name):
         raise ValueError(problem)
     vocabulary = None

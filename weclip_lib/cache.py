@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,9 +27,7 @@ from weclip_lib.files import locked, whole
 from weclip_lib.model import Frozen, WeCLIP
 from weclip_lib.repro import source_hash
 
-FEATURES_BY = ("backbone", "cache", "cam", "datasets", "last_block", "model", "pictures", "weights")
 LIMIT = 20_000_000_000  # bytes of features that stay beside the newest; 9 GB are MiniVOC's
-LABELS_BY = ("affinity", "cache", "cam", "model", "par", "rfm")
 
 
 def _drop_oldest(folder: Path, kept: Path) -> None:
@@ -87,7 +86,7 @@ class FrozenDataset:
 
     def _key(self, model: WeCLIP, dataset: LabelledImages) -> str:
         about = frozen_key(model), model.backbone.statistics, self.layers, dataset.digest()
-        return _key(source_hash(*FEATURES_BY), *about)
+        return _key(source_hash("cache"), *about)
 
     def _write(self, model: WeCLIP, dataset: LabelledImages, path: Path, batch: int) -> None:
         images = [dataset.image(index) for index in range(len(dataset))]
@@ -138,12 +137,21 @@ class FrozenDataset:
         return normalise(list(self.images[rows].numpy()), self.statistics)
 
 
-def frozen_key(model: WeCLIP) -> str:
-    """Hash of the backbone's weights and of the prompts' embeddings."""
+def _hash(tensors: Iterable[Tensor]) -> str:
     total = sha256()
-    for tensor in (*model.backbone.state_dict().values(), model.foreground, model.background):
+    for tensor in tensors:
         total.update(tensor.cpu().numpy().tobytes())
     return total.hexdigest()
+
+
+def backbone_key(model: WeCLIP) -> str:
+    """Hash of the backbone's weights."""
+    return _hash(model.backbone.state_dict().values())
+
+
+def frozen_key(model: WeCLIP) -> str:
+    """Hash of the backbone's weights and of the prompts' embeddings."""
+    return _hash((*model.backbone.state_dict().values(), model.foreground, model.background))
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,8 @@ def static_labels(
     method = asdict(model.method)
     for later in [name for name in method if name.startswith(("rfm_", "affinity_"))]:
         method.pop(later)  # plays no part in them
-    path = folder / f"labels-{_key(source_hash(*LABELS_BY), features.key, method)}.safetensors"
+    key = _key(source_hash("cache"), features.key, method)
+    path = folder / f"labels-{key}.safetensors"
     with locked(path):
         if not path.exists():
             began = time.process_time()

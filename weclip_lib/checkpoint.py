@@ -5,17 +5,19 @@ Only tensors are read; no code of a file is run.
 
 import json
 import re
-import zipfile
 from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
+from zipfile import ZipFile
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from weclip_lib.files import whole
+from weclip_lib.archive import read_archive
+from weclip_lib.files import Unusable, reading, whole
 
 # Names of an official WeCLIP checkpoint and ours; the number of a block stands for {}.
 OFFICIAL_NAMES = (
@@ -25,7 +27,8 @@ OFFICIAL_NAMES = (
     ("decoder.transformer.resblocks.{}.", "blocks.{}."),
     ("decoder.linear_pred.", "classify."),
 )
-OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # beside the weights
+SUM = "sha256 of tensors"  # in the note
+REMEDY = "it is damaged or of another kind; get it anew, or save its state dict alone"
 
 
 def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
@@ -54,7 +57,7 @@ def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, a torch file or a TorchScript archive (OpenAI's CLIP).
+    """All tensors of a safetensors file, a torch file or OpenAI's archive, whatever it is called.
 
     A `state_dict` or `model` within is opened, and the `module.` of parallel training taken off.
 
@@ -64,41 +67,56 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there")
+    with reading(path, REMEDY):
+        state = _content(path)
+        for key in ("state_dict", "model"):
+            if isinstance(state, dict) and isinstance(state.get(key), dict):
+                state = state[key]
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__} and no state dict")
+        for name, value in state.items():
+            plain = isinstance(value, Tensor) and value.layout == torch.strided
+            if not plain or value.is_meta or value.is_quantized:
+                raise Unusable(f"{path} holds {name}, which is no tensor: give a state dict")
+        return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def _content(path: Path) -> object:
+    """What a file holds, by its first bytes."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        tensors, written = load_file(path), re.search(rf'"{SUM}": "(\w+)"', _note(path))
+        if written and written[1] != _sum(tensors):
+            raise ValueError("its numbers are not those that were written")
+        return tensors
+    if head.startswith(b"PK"):
+        with ZipFile(path) as archive:
+            if sum(i.file_size for i in archive.infolist()) > 2 * path.stat().st_size + 2**24:
+                raise ValueError("it claims to hold more than its size allows")
+            if any(re.match(r"[^/]+/(constants\.pkl|code/)", name) for name in archive.namelist()):
+                return read_archive(path)
+            if broken := archive.testzip():  # torch itself does not look
+                raise ValueError(f"{broken} in it is broken")
+    elif not head.startswith(b"\x80"):
+        raise ValueError("it is no file of safetensors or torch, or cut")
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        elif _is_torchscript(path):
-            state = torch.jit.load(path, map_location="cpu").state_dict()
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is damaged or holds more than tensors: {reason}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    strange = next((n for n, value in state.items() if not isinstance(value, Tensor)), None)
-    if strange:
-        raise ValueError(f"{path} holds {strange}, which is no tensor: give a state dict")
-    return state
+        with path.open("rb") as file:  # by its path, torch would go by its ending
+            found = torch.load(file, map_location="cpu", weights_only=True)
+            if not head.startswith(b"PK") and file.read(1):
+                raise ValueError("it goes on where it should end")
+            return found
+    except UnpicklingError as error:  # its message advises to run what is in the file
+        raise ValueError("it holds other things than tensors") from error
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def load_clip(clip: nn.Module, path: Path) -> None:
-    """Load OpenAI's or open_clip's weights from a file into an open_clip model, in its precision.
-
-    Raises:
-        ValueError: Naming the first tensor that does not fit.
-    """
-    state = {n: t for n, t in read_tensors(path).items() if n not in OPENAI_NUMBERS}
-    load_weights(clip, state, str(path))
+def _sum(tensors: dict[str, Tensor]) -> str:
+    """Of all tensors, with their names."""
+    found = sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def load_official_decoder(decoder: nn.Module, path: Path) -> None:
@@ -119,24 +137,43 @@ def save_official_decoder(decoder: nn.Module, path: Path) -> None:
         torch.save(to_official(decoder.state_dict()), partial)
 
 
-def save_weights(module: nn.Module, path: Path, metadata: dict) -> None:
-    """Write all tensors of `module` and a JSON note; the file appears only when it is whole."""
-    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+def save_tensors(tensors: dict[str, Tensor], path: Path, note: dict) -> None:
+    """Write tensors, their checksum and a JSON note; the file appears only when it is whole."""
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    described = json.dumps({**note, SUM: _sum(kept)}, sort_keys=True)
     with whole(path) as partial:
-        save_file(tensors, partial, metadata={"note": json.dumps(metadata, sort_keys=True)})
+        save_file(kept, partial, metadata={"note": described})
+
+
+def save_weights(module: nn.Module, path: Path, note: dict) -> None:
+    """`save_tensors` of a module."""
+    save_tensors(module.state_dict(), path, note)
 
 
 def read_note(path: Path) -> dict:
-    """The JSON note of a file written by `save_weights`."""
+    """The JSON note of a file written by `save_tensors`; empty if there is none.
+
+    Raises:
+        ValueError: If the file or the note is damaged.
+    """
+    with reading(path, REMEDY):
+        note = json.loads(_note(path))
+        if not isinstance(note, dict):
+            raise ValueError("its note is no JSON object")
+    note.pop(SUM, None)
+    return note
+
+
+def _note(path: Path) -> str:
     with safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get("note", "{}"))
+        return (file.metadata() or {}).get("note", "{}")
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Copy `state` into `module`; every tensor has to be there, and none may be left over.
 
     Raises:
-        ValueError: Naming the first offending tensor, its shape and the expected one.
+        ValueError: Naming the first offending tensor, and what is wrong with it.
     """
     expected = module.state_dict()
     for name, tensor in expected.items():
@@ -147,6 +184,10 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> No
                 f"{source} holds {name} of shape {tuple(state[name].shape)}; "
                 f"expected {tuple(tensor.shape)}: it belongs to another backbone or class list"
             )
+        if state[name].is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{source} holds {name} in {state[name].dtype}: give {tensor.dtype}")
+        if not state[name].to(tensor.dtype).sum(dtype=torch.float32).isfinite():
+            raise ValueError(f"{source} holds {name} with values that are not finite: get it anew")
     unknown = sorted(set(state) - set(expected))
     if unknown:
         raise ValueError(f"{source} holds {unknown[0]}, which this model does not have")

@@ -4,10 +4,15 @@
 0f47db4). A profile joins data, backbone and budget; the method is the same in all of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from weclip_lib.labels import COCO, MINIVOC, VOC, LabelSet
+from weclip_lib.options import in_range, one_of
+
+RFM_RULES = ("absolute", "signed")
+STATISTICS = ("imagenet", "own")
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,18 @@ class Method:
     affinity_radius: int = 8  # patches; official
     affinity_weight: float = 0.1  # of the affinity loss; official
 
+    def __post_init__(self) -> None:
+        if self.template.count("{}") != 1:
+            raise ValueError(f"template is {self.template!r}: write {{}} once, for the class")
+        one_of("rfm_rule", self.rfm_rule, RFM_RULES)
+        for name in ("box_threshold", "rfm_start"):
+            in_range(name, getattr(self, name), 0.0, 1.0)
+        for name in ("static_layers", "rfm_layers", "affinity_radius"):
+            in_range(name, getattr(self, name), 1)
+        for name in ("sinkhorn_rounds", "par_iterations"):
+            in_range(name, getattr(self, name), 0)
+        in_range("affinity_weight", self.affinity_weight, 0.0)
+
     @property
     def attention_layers(self) -> int:
         """Last attention maps that are read at all."""
@@ -146,6 +163,13 @@ class CRF:
     bilateral_rgb: float = 5.0  # in steps of 0 to 255; official
     bilateral_weight: float = 4.0  # official
 
+    def __post_init__(self) -> None:
+        in_range("iterations", self.iterations, 0)
+        for name in ("gaussian_weight", "bilateral_weight"):
+            in_range(name, getattr(self, name), 0.0)
+        for name in ("gaussian_xy", "bilateral_xy", "bilateral_rgb"):
+            in_range(name, getattr(self, name), 0.1)
+
 
 @dataclass(frozen=True)
 class DecoderShape:
@@ -156,6 +180,15 @@ class DecoderShape:
     heads: int = 8  # official
     blocks: int = 0  # last backbone blocks fused, of those that have tokens; 0: all; official
     dropout: float = 0.1  # of fused channels; official
+
+    def __post_init__(self) -> None:
+        in_range("heads", self.heads, 1)
+        in_range("dim", self.dim, 1)
+        if self.dim % self.heads:
+            raise ValueError(f"dim is {self.dim}: give a multiple of the {self.heads} heads")
+        for name in ("layers", "blocks"):
+            in_range(name, getattr(self, name), 0)
+        in_range("dropout", self.dropout, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -168,6 +201,25 @@ class Budget:
     weight_decay: float = 0.01  # official
     warmup: int = 50  # steps; official
     crop: int = 320  # pixels a side; official
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "crop"):
+            in_range(name, getattr(self, name), 1)
+        in_range("warmup", self.warmup, 0)
+        for name in ("learning_rate", "weight_decay"):
+            in_range(name, getattr(self, name), 0.0)
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Refuse scales of inference that are none.
+
+    Raises:
+        ValueError: If the first is not 1, the single scale, or one is not above 0.
+    """
+    if not scales or scales[0] != 1:
+        raise ValueError(f"scales are {scales}: the first has to be 1, the single scale")
+    for scale in scales:
+        in_range("a scale", scale, 0.05, 20.0)
 
 
 @dataclass(frozen=True)
@@ -190,6 +242,12 @@ class Profile:
     augment: bool = False  # rescaled and cropped anew in every step; else features are kept
     # MiniVOC only: pictures drawn for (train, val, test)
     drawn: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        one_of("statistics", self.statistics, STATISTICS)
+        check_scales(self.scales)
+        for name in ("long_side", "seen"):
+            in_range(name, getattr(self, name), 0)
 
 
 _MINI = Profile(

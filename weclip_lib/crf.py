@@ -9,47 +9,85 @@ matrix here, so that nothing has to be compiled. Equal to pydensecrf (tests/test
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from scipy.sparse import csr_matrix, identity
-from scipy.special import softmax
 
 from weclip_lib.config import CRF
 
 SMALLEST = 1e-5  # of a probability, so that its logarithm is finite
+POINTS_AT_ONCE = 2**15  # whose simplices are held together: some 30 MB
+VALUES_AT_ONCE = 2**25  # filtered together: 128 MB; of large pictures, not all channels at once
 
 
-def _simplex(
+def _elevated(
     features: Float[np.ndarray, "point dim"],
-) -> tuple[np.ndarray, Float[np.ndarray, "point corner"]]:
-    """Corners of the simplex that each point lies in, and the point's barycentric weights.
-
-    Returns:
-        Integer coordinates (point, corner, dim + 1), which sum to 0, and the weights.
-    """
+) -> Float[np.ndarray, "point corner"]:
+    """Onto the plane whose coordinates sum to 0, so that blurring there has unit deviation."""
     points, dim = features.shape
-    # Onto the plane whose coordinates sum to 0, so that blurring there has unit deviation.
     steps = np.arange(1, dim + 1)
     scaled = features * (np.sqrt(2 / 3) * (dim + 1) / np.sqrt(steps * (steps + 1)))
     tails = np.cumsum(scaled[:, ::-1], axis=1)[:, ::-1]
     elevated = np.concatenate([tails, np.zeros((points, 1))], axis=1)
     elevated[:, 1:] -= steps * scaled
+    return elevated
+
+
+def _simplex(
+    elevated: Float[np.ndarray, "point corner"],
+) -> tuple[Int[np.ndarray, "point corner corner"], Float[np.ndarray, "point corner"]]:
+    """Corners of the simplex that each point lies in, and the point's barycentric weights.
+
+    Returns:
+        Integer coordinates, in the last axis, which sum to 0; and the weights.
+    """
+    points, width = elevated.shape
+    dim = width - 1
     # The nearest corner of colour 0, and the order of the distances to it.
-    rounded = np.round(elevated / (dim + 1)).astype(np.int64)
-    nearest, excess = rounded * (dim + 1), rounded.sum(axis=1, keepdims=True)
+    rounded = np.round(elevated / width).astype(np.int32)
+    nearest, excess = rounded * width, rounded.sum(axis=1, keepdims=True, dtype=np.int32)
     order = np.argsort(nearest - elevated, axis=1, kind="stable")
-    rank = np.empty_like(order)
-    np.put_along_axis(rank, order, np.arange(dim + 1)[None].repeat(points, 0), axis=1)
+    rank = np.empty_like(rounded)
+    numbers = np.arange(width, dtype=np.int32)
+    np.put_along_axis(rank, order, numbers[None].repeat(points, 0), axis=1)
     rank += excess
-    wrap = np.where(rank < 0, dim + 1, np.where(rank > dim, -dim - 1, 0))
+    wrap = np.where(rank < 0, width, np.where(rank > dim, -width, 0)).astype(np.int32)
     rank, nearest = rank + wrap, nearest + wrap
     # In the order of rank, successive differences of the distances are the weights.
-    distance = np.zeros((points, dim + 2))
-    np.put_along_axis(distance, dim - rank, (elevated - nearest) / (dim + 1), axis=1)
-    weights = distance[:, : dim + 1] - np.roll(distance, 1, axis=1)[:, : dim + 1]
+    distance = np.zeros((points, width + 1))
+    np.put_along_axis(distance, dim - rank, (elevated - nearest) / width, axis=1)
+    weights = distance[:, :width] - np.roll(distance, 1, axis=1)[:, :width]
     weights[:, 0] += 1 - distance[:, dim]
-    colours = np.arange(dim + 1)[:, None]
-    canonical = np.where(np.arange(dim + 1) <= dim - colours, colours, colours - dim - 1)
+    colours = numbers[:, None]
+    canonical = np.where(numbers <= dim - colours, colours, colours - width)
     return nearest[:, None] + canonical[:, rank].swapaxes(0, 1), weights
+
+
+def _lattice(
+    features: Float[np.ndarray, "point dim"],
+) -> tuple[csr_matrix, Int[np.ndarray, " known"], Int[np.ndarray, " dim"]]:
+    """The lattice around some points.
+
+    Returns:
+        The weight of every corner (a column) for every point (a row); a number for each corner, in
+        rising order; and by how much a step along each coordinate but the last changes it.
+    """
+    elevated = _elevated(features.astype(np.float64))
+    points, width = elevated.shape
+    # Corners are within two widths of their points; their neighbours, within three.
+    low = np.floor(elevated.min(axis=0)).astype(np.int64) - 3 * width
+    spans = np.ceil(elevated.max(axis=0)).astype(np.int64) + 3 * width + 1 - low
+    places = np.cumprod(np.concatenate([[1], spans[:-2]]))  # the last coordinate follows
+    keys = np.empty((points, width), np.int64)
+    weights = np.empty((points, width), np.float32)
+    for start in range(0, points, POINTS_AT_ONCE):
+        some = slice(start, start + POINTS_AT_ONCE)
+        corners, weights[some] = _simplex(elevated[some])
+        keys[some] = (corners - low)[..., :-1] @ places
+    known, found = np.unique(keys.ravel(), return_inverse=True)
+    rows = np.arange(0, keys.size + 1, width)
+    gather = csr_matrix((weights.ravel(), found, rows), (points, len(known)))
+    gather.sort_indices()
+    return gather, known, places
 
 
 class GaussianFilter:
@@ -60,18 +98,10 @@ class GaussianFilter:
     """
 
     def __init__(self, features: Float[np.ndarray, "point dim"]) -> None:
-        corners, weights = _simplex(features.astype(np.float64))
-        points, count, width = corners.shape
-        low = corners.min(axis=(0, 1)) - width  # room for neighbours
-        spans = corners.max(axis=(0, 1)) + width + 1 - low
-        places = np.cumprod(np.concatenate([[1], spans[:-2]]))  # the last coordinate follows
-        keys = ((corners - low)[..., :-1] * places).sum(axis=-1)
-        known, found = np.unique(keys.ravel(), return_inverse=True)
-        rows = np.repeat(np.arange(points), count)
-        shape = (points, len(known))
-        self._gather = csr_matrix((weights.ravel().astype(np.float32), (rows, found)), shape)
+        self._gather, known, places = _lattice(features)
         self._spread = self._gather.T.tocsr()
         self._blurs = []
+        points, width = len(features), 1 + len(places)
         for axis in range(width):
             step = np.full(width, -1)
             step[axis] = width - 1
@@ -97,12 +127,25 @@ class GaussianFilter:
         self, values: Float[np.ndarray, "point channel"]
     ) -> Float[np.ndarray, "point channel"]:
         """Filter every channel."""
-        return self._filter(values * self._norm) * self._norm
+        together = max(1, VALUES_AT_ONCE // max(self._gather.shape))
+        found = np.empty_like(values)
+        for start in range(0, values.shape[1], together):
+            some = slice(start, start + together)
+            found[:, some] = self._filter(values[:, some] * self._norm) * self._norm
+        return found
 
 
 def _positions(height: int, width: int) -> Float[np.ndarray, "point 2"]:
     rows, columns = np.mgrid[:height, :width]
     return np.stack([columns.ravel(), rows.ravel()], axis=1).astype(np.float64)
+
+
+def _softmax(scores: Float[np.ndarray, "point channel"]) -> Float[np.ndarray, "point channel"]:
+    """Probabilities in the place of their scores."""
+    scores -= scores.max(axis=1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=1, keepdims=True)
+    return scores
 
 
 @lru_cache(maxsize=8)
@@ -137,10 +180,15 @@ def dense_crf(
         np.concatenate([where / settings.bilateral_xy, colours / settings.bilateral_rgb], axis=1)
     )
     near = _near(height, width, settings.gaussian_xy)
-    flat = np.ascontiguousarray(probabilities.reshape(count, -1).T, np.float32)
-    evidence = np.log(np.maximum(flat, SMALLEST))
-    found = softmax(evidence, axis=1)
+    evidence = np.array(probabilities.reshape(count, -1).T, np.float32, order="C")
+    np.log(np.maximum(evidence, SMALLEST, out=evidence), out=evidence)
+    found = _softmax(evidence.copy())
     for _ in range(settings.iterations):
-        message = settings.gaussian_weight * near(found) + settings.bilateral_weight * alike(found)
-        found = softmax(evidence + message, axis=1)
+        message = near(found)
+        message *= settings.gaussian_weight
+        also = alike(found)
+        also *= settings.bilateral_weight
+        message += also
+        message += evidence
+        found = _softmax(message)
     return np.ascontiguousarray(found.T).reshape(count, height, width)

@@ -14,6 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from weclip_lib.options import find_device
+
+LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # told by torchrun; or alone
 PATIENCE = timedelta(hours=6)  # for others: the first process validates alone
 
 
@@ -57,10 +60,26 @@ class Group:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, src=0)
 
+    def told(self, number: int) -> int:
+        """The number of the first process; every process calls."""
+        if self.count == 1:
+            return number
+        shared = torch.tensor(number, device=self.device)
+        dist.broadcast(shared, src=0)
+        return int(shared)
+
     def wait(self) -> None:
         """Until all have come here."""
         if self.count > 1:
             dist.barrier()
+
+
+def _number(name: str, default: str) -> int:
+    """Of the environment."""
+    text = os.environ.get(name, default)
+    if not text.isdecimal():
+        raise ValueError(f"{name} is {text!r}: start all processes by torchrun, or unset it")
+    return int(text)
 
 
 @contextmanager
@@ -68,21 +87,22 @@ def joined(device: str = "") -> Iterator[Group]:
     """The group that this process was started in.
 
     Args:
-        device: `cpu` or `cuda`; by default a GPU where there is one.
+        device: As for `find_device`. With `cuda`, every process takes a GPU of its own.
 
     Raises:
-        ValueError: If there is no such device.
+        ValueError: If there is no such device, or the launcher's numbers make no sense.
     """
-    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"device {kind!r}: choose cpu or cuda")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError("no GPU is visible to torch: choose --device cpu, or see the README")
-    rank, count = (int(os.environ.get(name, default)) for name, default in
-                   (("RANK", "0"), ("WORLD_SIZE", "1")))  # fmt: skip
-    place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind == "cuda" else "cpu"
+    found = find_device(device)
+    rank, count, local = (_number(*told) for told in LAUNCHER.items())
+    if rank >= count:
+        raise ValueError(f"RANK is {rank} of {count} processes: start all of them by torchrun")
+    if count > 1 and str(found) not in ("cpu", "cuda"):
+        raise ValueError(f"device {found} for {count} processes: choose cuda, or cpu")
+    if str(found) == "cuda":
+        found = find_device(f"cuda:{local}")
+    kind, place = found.type, str(found)
     if kind == "cuda":
-        torch.cuda.set_device(place)
+        torch.cuda.set_device(found)
     if count > 1:
         backend = "nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)

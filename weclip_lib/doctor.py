@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -109,12 +110,12 @@ def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
     return report
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """Examine a folder and say everything that is wrong with it."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--profile", default="voc", help="whose classes; one's own folder has its")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(given)
     try:
         folder = data_root(chosen.folder)
         words: list[str] = []

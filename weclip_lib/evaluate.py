@@ -1,5 +1,10 @@
-"""Inference (single scale; multi-scale with flip) and scores of decoders and of pseudo labels."""
+"""Inference (single scale; multi-scale with flip) and scores of decoders and of pseudo labels.
 
+Memory is bounded for pictures of any size: by what the network sees, by how many logits are at the
+picture's size at once, and by the pixels that the CRF works on.
+"""
+
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer, UInt8
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,7 +26,11 @@ from weclip_lib.decoder import Decoder
 from weclip_lib.metrics import confusion_matrix
 
 Key = TypeVar("Key", bound=Hashable)
-AHEAD = 16  # pictures that wait for their CRF, so that all cores have work
+MOST_PATCHES = 4096  # that the network sees of a picture: 1024x1024 pixels of a ViT-B/16
+LOGITS_AT_ONCE = 2**24  # at a picture's size: 64 MB
+CRF_PIXELS = 2**20  # of a picture, at most: 1.3 GB with 21 classes; VOC's and COCO's are smaller
+AHEAD = 16  # pictures that wait for their CRF, so that all cores have work,
+AHEAD_PIXELS = 3 * 2**19  # and so many pixels of them, however many cores: 2 GB with 21 classes
 Logits = Float[Tensor, "batch cls grid_h grid_w"]
 
 
@@ -75,9 +85,24 @@ def enlarge(logits: Logits, size: tuple[int, int]) -> Float[Tensor, "batch cls h
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
-def label_map(logits: Logits, size: tuple[int, int]) -> Integer[Tensor, "batch height width"]:
-    """Class ids at `size` pixels: enlarge the logits bilinearly, then take the best class."""
-    return enlarge(logits, size).max(dim=1).indices
+def label_map(logits: Logits, size: tuple[int, int]) -> UInt8[Tensor, "batch height width"]:
+    """Class ids at `size` pixels: enlarge the logits bilinearly, then take the best class.
+
+    Some classes are enlarged at a time. Of equal logits, the first class wins.
+    """
+    together = max(1, LOGITS_AT_ONCE // (len(logits) * size[0] * size[1]))
+    best, found = _best(logits[:, :together], size)
+    for start in range(together, logits.shape[1], together):
+        values, ids = _best(logits[:, start : start + together], size)
+        better = values > best
+        found[better] = ids[better] + start
+        best = torch.maximum(best, values)
+    return found
+
+
+def _best(logits: Logits, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    values, ids = enlarge(logits, size).max(dim=1)
+    return values, ids.to(torch.uint8)
 
 
 def resize_longer(
@@ -94,11 +119,44 @@ def resize_longer(
     return F.interpolate(images, size, mode="bilinear", align_corners=False)
 
 
+def shown_to(
+    backbone: Backbone,
+    images: Float[Tensor, "batch 3 height width"],
+    long_side: int,
+    scales: Sequence[float] = (1.0,),
+) -> Float[Tensor, "batch 3 new_h new_w"]:
+    """Pictures as the network sees them: scaled to `long_side`, and to 4096 patches at most.
+
+    Args:
+        long_side: Pixels of the longer side; 0: as they are, up to so many patches.
+        scales: That follow; the largest one has to keep within so many patches.
+    """
+    height, width = images.shape[-2:]
+    longer = max(height, width)
+    patches = height * width * (max(1.0, *scales) / backbone.patch_size) ** 2
+    most = int(longer * math.sqrt(MOST_PATCHES / patches))
+    return resize_longer(images, min(long_side or longer, most))
+
+
+def crf_size(height: int, width: int) -> tuple[int, int]:
+    """The size at which the CRF works on a picture: its own, or about a megapixel."""
+    shrink = min(1.0, math.sqrt(CRF_PIXELS / (height * width)))
+    return max(1, int(height * shrink)), max(1, int(width * shrink))
+
+
 def with_crf(
-    logits: Float[Tensor, "cls height width"], image: UInt8[np.ndarray, "height width 3"], crf: CRF
-) -> Integer[np.ndarray, "height width"]:
-    """Class ids of one picture after the dense CRF; logits at the picture's size."""
-    return dense_crf(logits.softmax(dim=0).float().cpu().numpy(), image, crf).argmax(axis=0)
+    logits: Float[Tensor, "cls grid_h grid_w"], image: UInt8[np.ndarray, "height width 3"], crf: CRF
+) -> UInt8[np.ndarray, "height width"]:
+    """Class ids of one picture after the dense CRF, at the picture's size.
+
+    Of a picture of more than a megapixel, the ids of a smaller one are copied to their neighbours.
+    """
+    height, width = image.shape[:2]
+    small = crf_size(height, width)
+    shown = Image.fromarray(image).resize(small[::-1])
+    odds = enlarge(logits[None], small)[0].softmax(dim=0).float().cpu().numpy()
+    ids = dense_crf(odds, np.asarray(shown), crf).argmax(axis=0).astype(np.uint8)
+    return np.array(Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST))
 
 
 def score_decoders(
@@ -117,8 +175,8 @@ def score_decoders(
     Pictures of one batch have to be of one size; use `batch=1` where sizes differ.
 
     Args:
-        long_side: Pixels of the longer side that pictures are scaled to; 0: as they are. Logits
-            are judged at the mask's size.
+        long_side: Pixels of the longer side that pictures are scaled to (`shown_to`); 0: as they
+            are. Class ids are judged at the mask's size.
         crf: Of the averaged logits, on all cores; None: there are two matrices a decoder.
     """
     modes = {name: decoder.training for name, decoder in decoders.items()}
@@ -126,7 +184,7 @@ def score_decoders(
         decoder.eval()
     count, device = dataset.labels.class_count, next(backbone.parameters()).device
     totals = {n: torch.zeros(3 if crf else 2, count, count, dtype=torch.long) for n in decoders}
-    pending: deque[tuple[Key, Future]] = deque()
+    pending: deque[tuple[Key, int, Future]] = deque()  # with their pixels
 
     def judged(found: Tensor, mask: UInt8[np.ndarray, "height width"]) -> Tensor:
         return confusion_matrix(found.cpu(), torch.from_numpy(mask), count)
@@ -134,9 +192,9 @@ def score_decoders(
     def refined(logits: Tensor, image: np.ndarray, mask: np.ndarray) -> Tensor:
         return judged(torch.from_numpy(with_crf(logits, image, crf)), mask)
 
-    def collect(left: int) -> None:
-        while len(pending) > left:
-            name, waiting = pending.popleft()
+    def collect(left: int, pixels: int) -> None:
+        while len(pending) > left or sum(own for _, own, _ in pending) > pixels:
+            name, _, waiting = pending.popleft()
             totals[name][2] += waiting.result()
 
     with ThreadPoolExecutor() as pool:
@@ -145,7 +203,7 @@ def score_decoders(
         ):
             pictures = [dataset.image(row) for row in rows]
             images = normalise(pictures, backbone.statistics).to(device)
-            images = resize_longer(images, long_side)
+            images = shown_to(backbone, images, long_side, scales)
             outputs = predict(backbone, list(decoders.values()), images, scales=scales, flip=flip)
             masks = [dataset.mask(row) for row in rows]
             for name, (single, mean) in zip(decoders, outputs, strict=True):
@@ -157,10 +215,11 @@ def score_decoders(
                         table = judged(label_map(other, mask.shape)[0], mask)
                     totals[name][1] += table
                     if crf:
-                        large = enlarge(other, mask.shape)[0]
-                        pending.append((name, pool.submit(refined, large, image, mask)))
-            collect(AHEAD)
-        collect(0)
+                        pixels = math.prod(crf_size(*mask.shape))
+                        collect(AHEAD - 1, AHEAD_PIXELS - pixels)
+                        waiting = pool.submit(refined, other[0], image, mask)
+                        pending.append((name, pixels, waiting))
+        collect(0, 0)
     for name, decoder in decoders.items():
         decoder.train(modes[name])
     return {name: tuple(total) for name, total in totals.items()}

@@ -8,6 +8,7 @@ import tempfile
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import psutil
@@ -105,6 +106,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@lru_cache(maxsize=1024)  # once a folder: looking through one of many files takes long
 def _remove_left(folder: Path) -> None:
     """Remove what killed processes of this machine have left half-written in a folder."""
     for path in folder.glob(f".*.{HOST}-*.partial"):
@@ -124,7 +126,8 @@ def whole(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(path.parent)
     own = f"{HOST}-{os.getpid()}-{secrets.token_hex(4)}"
-    partial = path.with_name(f".{path.name[:80]}.{own}.partial")
+    short = os.fsencode(path.name)[:80].decode(errors="ignore")  # a name has 255 bytes at most
+    partial = path.with_name(f".{short}.{own}.partial")
     try:
         yield partial
         _sync(partial)

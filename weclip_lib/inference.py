@@ -6,10 +6,10 @@ python -m weclip_lib.inference score --decoder runs/voc/trained.safetensors --sp
 
 import argparse
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import groupby
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,21 @@ from tqdm import tqdm
 
 from weclip_lib.backbone import Backbone, load_backbone
 from weclip_lib.checkpoint import load_weights, read_note, read_tensors
-from weclip_lib.config import CRF
-from weclip_lib.datasets import MaskedImages, batches, normalise, open_profile
+from weclip_lib.config import CRF, STATISTICS, DecoderShape, check_scales
+from weclip_lib.datasets import MaskedImages, normalise, open_profile
 from weclip_lib.decoder import Decoder
-from weclip_lib.evaluate import enlarge, predict, resize_longer, score_decoders, with_crf
-from weclip_lib.files import check_writable, whole, write_text
+from weclip_lib.evaluate import label_map, predict, score_decoders, shown_to, with_crf
+from weclip_lib.files import Unusable, check_writable, in_a_line, only_one, whole
+from weclip_lib.lists import Report, refuse
 from weclip_lib.metrics import scores
+from weclip_lib.options import at_least, find_device, in_range, one_of
 from weclip_lib.pictures import read_image, write_mask
+from weclip_lib.plan import LEGEND, LIST, Plan, Written, find_images, plan_outputs, refuse_data_set
 from weclip_lib.plotting import colours, matrix
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-LARGEST = 2048  # pixels of the longer side at which class ids are decided; beyond, they are copied
-VOC_SERVER = Path("results/VOC2012/Segmentation/comp6_test_cls")  # trained on outside data, too
+READ_AHEAD = 4  # pictures that are decoded meanwhile
+BATCH_PIXELS = 2**22  # of pictures that are shown together
+GIVE = "give a trained.safetensors of `python -m weclip_lib.train`"
 
 
 @dataclass(frozen=True)
@@ -56,26 +59,48 @@ class Segmenter:
     ) -> list[UInt8[np.ndarray, "height width"]]:
         """Class ids of pictures of one size, averaged over scales and mirror images.
 
-        A picture is scaled to `long_side` for the network, and its logits back to the picture's
-        size (at most 2048 pixels; of larger pictures, class ids are copied to their neighbours).
+        A picture is scaled to `long_side` for the network, and to 4096 patches at most; its logits
+        are scaled back to the picture's size.
+
+        Args:
+            crf: Works on a megapixel at most (`evaluate.with_crf`); None: there is none.
         """
-        height, width = images[0].shape[:2]
         pixels = normalise(images, self.backbone.statistics).to(self.device)
-        pixels = resize_longer(pixels, self.long_side)
+        pixels = shown_to(self.backbone, pixels, self.long_side, self.scales)
         ((_, logits),) = predict(self.backbone, [self.decoder], pixels, scales=self.scales)
-        shrink = min(1.0, LARGEST / max(height, width))
-        size = (max(1, round(height * shrink)), max(1, round(width * shrink)))
-        found = []
-        for one, image in zip(logits.split(1), images, strict=True):
-            large = enlarge(one, size)[0]
-            if crf:
-                small = np.asarray(Image.fromarray(image).resize(size[::-1]))
-                ids = with_crf(large, small, crf)
-            else:
-                ids = large.max(dim=0).indices.cpu().numpy()
-            label = Image.fromarray(ids.astype(np.uint8))
-            found.append(np.asarray(label.resize((width, height), Image.Resampling.NEAREST)))
-        return found
+        if crf:
+            return [with_crf(*pair, crf) for pair in zip(logits, images, strict=True)]
+        return list(label_map(logits, images[0].shape[:2]).cpu().numpy())
+
+
+def read_about(path: Path) -> dict:
+    """What a trained decoder's file says of itself (`train.trained_note`), checked.
+
+    Raises:
+        ValueError: If it is not there, damaged, or does not say what it is.
+    """
+    note = read_note(path)
+    needed = ("classes", "backbone", "weights", "statistics", "profile", "decoder", "scales")
+    missing = [key for key in (*needed, "long_side") if key not in note]
+    if missing:
+        raise Unusable(f"{path} does not say which {missing[0]} it belongs to: {GIVE}")
+    try:
+        for key in ("backbone", "weights", "profile"):
+            _check_words(key, [note[key]])
+        _check_words("classes", note["classes"])
+        one_of("statistics", note["statistics"], STATISTICS)
+        in_range("long_side", note["long_side"], 0)
+        check_scales(note["scales"])
+        return {**note, "decoder": asdict(DecoderShape(**note["decoder"]))}
+    except (ValueError, TypeError, KeyError) as error:
+        said = in_a_line(error)
+        raise Unusable(f"what {path} says of itself is damaged ({said}): {GIVE}") from error
+
+
+def _check_words(name: str, words: object) -> None:
+    fits = isinstance(words, list) and all(isinstance(w, str) and w.strip() for w in words)
+    if not fits or not 0 < len(set(words)) == len(words) < 255:
+        raise ValueError(f"{name} are {str(words)[:80]}, not 1 to 254 different words")
 
 
 def load_segmenter(path: Path, *, weights: str = "", device: str = "cpu") -> Segmenter:
@@ -83,25 +108,21 @@ def load_segmenter(path: Path, *, weights: str = "", device: str = "cpu") -> Seg
 
     Args:
         weights: Of the backbone, instead of those that the decoder names.
+        device: Its name (`options.find_device`); empty: a GPU if there is one.
 
     Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it is damaged, or does not say what it is.
+        ValueError: If it is not there, is damaged, does not say what it is, or there is no such
+            device.
+        FileNotFoundError: If the backbone's weights are not there.
     """
-    state = read_tensors(path)
-    note = read_note(path)
-    if "classes" not in note:
-        raise ValueError(
-            f"{path} does not say which classes and backbone it belongs to: give a "
-            "trained.safetensors of `python -m weclip_lib.train`"
-        )
+    place, note, state = find_device(device), read_about(path), read_tensors(path)
     backbone = load_backbone(note["backbone"], weights or note["weights"], note["statistics"])
     fused = len(backbone.blocks) - 1
     decoder = Decoder.described(note, width=backbone.width, block_count=fused)
     load_weights(decoder, state, str(path))
     return Segmenter(
-        backbone.to(device),
-        decoder.to(device).eval(),
+        backbone.to(place),
+        decoder.to(place).eval(),
         tuple(note["classes"]),
         tuple(note["scales"]),
         note["long_side"],
@@ -118,84 +139,133 @@ def overlay(
     return np.where((label > 0)[..., None], mixed, image).astype(np.uint8)
 
 
-def find_images(places: Sequence[Path], names: Sequence[str] = ()) -> dict[str, Path]:
-    """Pictures by name: files as they are, and those of folders and what lies below.
-
-    Args:
-        names: Only these, without their ending.
-
-    Raises:
-        ValueError: If a place or a name is not there, or a name comes twice.
-    """
-    found: dict[str, Path] = {}
-    for place in places:
-        if not place.exists():
-            raise ValueError(f"{place} is not there: give pictures, or folders of them")
-        inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
-        for path in inside if place.is_dir() else [place]:
-            name = str(path.relative_to(place).with_suffix("")) if place.is_dir() else path.stem
-            if name in found:
-                raise ValueError(f"{found[name]} and {path} would write the same mask: rename one")
-            found[name] = path
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise ValueError(f"{missing[0]} is not among the pictures ({len(missing)} such names)")
-    found = {name: found[name] for name in names} if names else found
-    if not found:
-        raise ValueError(f"no picture in {', '.join(map(str, places))}: looked for {SUFFIXES}")
-    return found
-
-
 def segment_files(
     segmenter: Segmenter,
     images: dict[str, Path],
     *,
     batch: int = 1,
     crf: CRF | None = None,
+    report: Report = refuse,
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width"]]]:
     """Name, picture and class ids of files; successive ones of one size are shown together.
 
+    Args:
+        batch: At most so many, and 4 megapixels if there are several.
+        report: Called with what is wrong with a picture, which is then left out; by default, the
+            first is raised.
+
     Raises:
-        ValueError: Naming a file that cannot be read.
+        ValueError: Naming a file that cannot be read, or is smaller than a patch.
     """
+    for together in _of_one_size(images, batch, report):
+        try:
+            labels = segmenter.label([picture for _, picture in together], crf=crf)
+        except ValueError as error:
+            for name, _ in together:
+                report(f"{images[name]} cannot be labelled: {error}")
+            continue
+        for (name, picture), label in zip(together, labels, strict=True):
+            yield name, picture, label
+
+
+def _of_one_size(
+    images: dict[str, Path], batch: int, report: Report
+) -> Iterator[list[tuple[str, UInt8[np.ndarray, "height width 3"]]]]:
+    together: list[tuple[str, np.ndarray]] = []
+    for name, coming in _read_ahead(images):
+        try:
+            picture = coming.result()
+        except Unusable as error:
+            report(str(error))
+            continue
+        pixels = (len(together) + 1) * picture.shape[0] * picture.shape[1]
+        full = len(together) == batch or pixels > BATCH_PIXELS
+        if together and (full or picture.shape != together[0][1].shape):
+            yield together
+            together = []
+        together.append((name, picture))
+    if together:
+        yield together
+
+
+def _read_ahead(images: dict[str, Path]) -> Iterator[tuple[str, Future]]:
+    """Pictures in order, while the next ones are being decoded."""
     with ThreadPoolExecutor() as pool:
-        for names in batches(range(len(images)), 4 * batch):
-            chosen = [list(images)[number] for number in names]
-            pictures = list(pool.map(lambda name: read_image(images[name]), chosen))
-            pairs = zip(chosen, pictures, strict=True)
-            for _, same in groupby(pairs, key=lambda pair: pair[1].shape):
-                together = list(same)
-                for part in batches(range(len(together)), batch):
-                    shown = [together[number] for number in part]
-                    labels = segmenter.label([picture for _, picture in shown], crf=crf)
-                    for (name, picture), label in zip(shown, labels, strict=True):
-                        yield name, picture, label
+        coming: deque[tuple[str, Future]] = deque()
+        for name, path in images.items():
+            coming.append((name, pool.submit(read_image, path)))
+            if len(coming) > READ_AHEAD:
+                yield coming.popleft()
+        yield from coming
 
 
-def _predict(arguments: argparse.Namespace, segmenter: Segmenter, crf: CRF | None) -> None:
-    names = arguments.names.read_text().split() if arguments.names else ()
-    images = find_images(arguments.images, names)
-    out = arguments.out / VOC_SERVER if arguments.voc_server else arguments.out
-    found = segment_files(segmenter, images, batch=arguments.batch, crf=crf)
-    for name, picture, label in tqdm(found, total=len(images), desc="pictures", unit="picture"):
-        write_mask(out / f"{name}.png", label)
-        if arguments.overlays:
-            with whole(arguments.out / "overlays" / f"{name}.png") as partial:
-                Image.fromarray(overlay(picture, label)).save(partial, format="PNG")
+def _predict(arguments: argparse.Namespace) -> None:
+    images = find_images(arguments.images, names=arguments.names, out=arguments.out)
+    plan = plan_outputs(
+        images, arguments.out, overlays=arguments.overlays, voc_server=arguments.voc_server
+    )
+    segmenter = _loaded(arguments)
     legend = "".join(f"{n},{c}\n" for n, c in enumerate(("background", *segmenter.classes)))
-    write_text(arguments.out / "classes.csv", f"id,class\n{legend}")
-    tqdm.write(f"wrote {len(images)} masks to {out}", file=sys.stderr)
+    legend = f"id,class\n{legend}"
+    before = arguments.out / LEGEND
+    if before.exists() and before.read_text("utf-8") != legend:
+        raise Unusable(f"{before} has other classes than {arguments.decoder}: choose another --out")
+    check_writable(arguments.out)
+    with only_one(arguments.out / LIST):
+        problems = _write_masks(arguments, plan, segmenter, legend)
+    count = len(images) - len(problems)
+    tqdm.write(f"wrote {count} masks to {plan.masks}", file=sys.stderr)
+    if problems:
+        listed = "\n".join(problems)
+        raise Unusable(
+            f"{len(problems)} of {len(images)} pictures could not be labelled:\n{listed}"
+        )
 
 
-def _score(arguments: argparse.Namespace, segmenter: Segmenter) -> None:
-    setting, folder = open_profile(arguments.profile or segmenter.profile, arguments.data_dir)
-    if setting.labels.classes != segmenter.classes:
+def _write_masks(
+    arguments: argparse.Namespace, plan: Plan, segmenter: Segmenter, legend: str
+) -> list[str]:
+    """Write all masks that can be; returns what is wrong with the others."""
+    written, problems = Written(plan.out), []
+    with written.whole(plan.out / LEGEND) as partial:
+        partial.write_text(legend, encoding="utf-8", newline="")
+    crf = CRF() if arguments.crf else None
+    found = segment_files(
+        segmenter, plan.images, batch=arguments.batch, crf=crf, report=problems.append
+    )
+    bar = tqdm(found, total=len(plan.images), desc="pictures", unit="picture")
+    for name, picture, label in bar:
+        mask, *overlays = plan.targets(name)
+        try:
+            with written.whole(mask) as partial:
+                write_mask(partial, label)
+            for path in overlays:
+                with written.whole(path) as partial:
+                    Image.fromarray(overlay(picture, label)).save(partial, format="PNG")
+        except Unusable as error:
+            problems.append(str(error))
+    return problems
+
+
+def _loaded(arguments: argparse.Namespace) -> Segmenter:
+    return load_segmenter(arguments.decoder, weights=arguments.weights, device=arguments.device)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    find_device(arguments.device)
+    about = read_about(arguments.decoder)
+    refuse_data_set(arguments.out)
+    setting, folder = open_profile(arguments.profile or about["profile"], arguments.data_dir)
+    classes = tuple(about["classes"])
+    if setting.labels.classes != classes:
         raise ValueError(
-            f"{arguments.decoder} knows {len(segmenter.classes)} classes, "
-            f"{segmenter.classes[:3]}..., the data {len(setting.labels.classes)}, "
-            f"{setting.labels.classes[:3]}...: choose the data that it was trained for"
+            f"{arguments.decoder} knows {len(classes)} classes, {classes[:3]}..., the data "
+            f"{len(setting.labels.classes)}, {setting.labels.classes[:3]}...: choose the data that "
+            "it was trained for"
         )
     dataset = MaskedImages(folder, arguments.split, setting.labels, limit=arguments.pictures)
+    check_writable(arguments.out)
+    segmenter = _loaded(arguments)
     found = score_decoders(
         segmenter.backbone,
         {"it": segmenter.decoder},
@@ -217,6 +287,7 @@ def _score(arguments: argparse.Namespace, segmenter: Segmenter) -> None:
             "prediction": kinds,
             "miou": [s.miou for s in judged],
             "pixel accuracy": [s.pixel_accuracy for s in judged],
+            "split": arguments.split,
             "pictures": len(dataset),
         }
     )
@@ -225,7 +296,9 @@ def _score(arguments: argparse.Namespace, segmenter: Segmenter) -> None:
     parts = found[1].double() / found[1].sum(dim=1, keepdim=True).clamp(min=1)
     title = "share of the true pixels (rows) that are predicted as (columns)"
     figure = matrix(parts.numpy(), rows=names, columns=names, title=title)
-    figure.savefig(arguments.out / "confusion.png", dpi=100)
+    with whole(arguments.out / "confusion.png") as partial:
+        figure.savefig(partial, dpi=100, format="png")
+    sys.stdout.write(f"split {arguments.split} of {folder}: {len(dataset)} pictures\n\n")
     sys.stdout.write(f"{per_class.round(2).to_string(index=False)}\n\n")
     sys.stdout.write(f"{total.round(2).to_string(index=False)}\n")
 
@@ -242,27 +315,26 @@ def main(given: Sequence[str] | None = None) -> None:
     predicting.add_argument(
         "--voc-server", action="store_true", help="in the folders that VOC's server expects"
     )
-    predicting.add_argument("--batch", type=int, default=1, help="pictures of one size together")
+    predicting.add_argument(
+        "--batch", type=at_least(1), default=1, help="pictures of one size together"
+    )
     scoring = commands.add_parser("score", help="mIoU: single scale, scales and flips, with CRF")
     scoring.add_argument("--profile", default="", help="of the data; default the decoder's")
     scoring.add_argument("--data-dir", default="", help="default data/<profile>")
     scoring.add_argument("--split", default="val")
-    scoring.add_argument("--pictures", type=int, default=0, help="the first so many; 0: all")
+    scoring.add_argument(
+        "--pictures", type=at_least(0), default=0, help="the first so many; 0: all"
+    )
     for command in (predicting, scoring):
         command.add_argument("--decoder", type=Path, required=True, help="a trained.safetensors")
         command.add_argument("--weights", default="", help="of the backbone, if they moved")
         command.add_argument("--out", type=Path, required=True, help="folder")
-        command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+        command.add_argument(
+            "--device", default="", help="cpu, cuda, mps; default: a GPU if there is one"
+        )
     arguments = parser.parse_args(given)
     try:
-        check_writable(arguments.out)
-        segmenter = load_segmenter(
-            arguments.decoder, weights=arguments.weights, device=arguments.device
-        )
-        if arguments.command == "predict":
-            _predict(arguments, segmenter, CRF() if arguments.crf else None)
-        else:
-            _score(arguments, segmenter)
+        (_predict if arguments.command == "predict" else _score)(arguments)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from weclip_lib.files import files_below
+from weclip_lib.files import Unusable, files_below
 from weclip_lib.labels import VOC_BACKGROUNDS, LabelSet
 from weclip_lib.lists import (
     Report,
@@ -282,7 +282,8 @@ def own_labels(folder: Path, report: Report = refuse) -> LabelSet:
         tags = _tagged(rows, *OWN_HEADER, None, report).values()
         prompts = dict.fromkeys(sorted({tag for found in tags for tag in found}), "")
     if not 0 < len(prompts) < 255:
-        raise ValueError(f"{folder} has {len(prompts)} classes: give 1 to 254")
+        source = table if table.exists() else folder / "labels.csv"
+        raise Unusable(f"{source} names {len(prompts)} classes: write 1 to 254")
     named = {key_of(word) for name, prompt in prompts.items() for word in (name, prompt)}
     listed, backgrounds = folder / "backgrounds.txt", VOC_BACKGROUNDS
     if listed.exists():
@@ -294,7 +295,7 @@ def own_labels(folder: Path, report: Report = refuse) -> LabelSet:
         ]
     backgrounds = tuple(name for name in backgrounds if key_of(name) not in named)
     if not backgrounds:
-        raise ValueError(f"{listed} names classes alone: write what is often there and no class")
+        raise Unusable(f"{listed} names classes alone: write what is often there and no class")
     return LabelSet(
         folder.resolve().name,
         tuple(prompts),

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from weclip_lib.cache import FrozenDataset, frozen_key
+from weclip_lib.cache import FrozenDataset, backbone_key
 from weclip_lib.config import Budget
 from weclip_lib.datasets import batches
 from weclip_lib.distributed import Group
@@ -98,8 +98,10 @@ def _settings(model: WeCLIP, source: Source, budget: Budget, seed: int) -> dict:
         **{f"method.{name}": value for name, value in asdict(model.method).items()},
         **{f"budget.{name}": value for name, value in asdict(budget).items()},
         "seed": seed,
-        "source": source.key,
-        "backbone and prompts": frozen_key(model)[:16],
+        "class prompts": list(model.labels.class_prompts),
+        "background prompts": list(model.labels.backgrounds),
+        "backbone": backbone_key(model),
+        **source.about,
     }
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from weclip_lib.labels import IGNORE_INDEX
 
+PIXELS_AT_ONCE = 2**20  # counted together: some 40 MB
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -32,6 +34,17 @@ def confusion_matrix(
     Raises:
         ValueError: If a truth or a prediction is outside 0 to class_count - 1.
     """
+    assert prediction.shape == truth.shape
+    total = truth.new_zeros(class_count**2, dtype=torch.long)
+    pieces = (ids.flatten().split(PIXELS_AT_ONCE) for ids in (prediction, truth))
+    for some in zip(*pieces, strict=True):
+        total += _counts(*some, class_count)
+    return total.view(class_count, class_count)
+
+
+def _counts(
+    prediction: Integer[Tensor, " pixel"], truth: Integer[Tensor, " pixel"], class_count: int
+) -> Integer[Tensor, " pair"]:
     counted = truth != IGNORE_INDEX
     truth, prediction = truth[counted].long(), prediction[counted].long()
     for name, values in (("truth", truth), ("prediction", prediction)):
@@ -40,8 +53,7 @@ def confusion_matrix(
                 f"{name} holds class ids {int(values.min())} to {int(values.max())}, "
                 f"outside 0 to {class_count - 1}: check the class list and the masks"
             )
-    pairs = truth * class_count + prediction
-    return torch.bincount(pairs, minlength=class_count**2).view(class_count, class_count)
+    return torch.bincount(truth * class_count + prediction, minlength=class_count**2)
 
 
 def scores(confusion: Integer[Tensor, "cls cls"]) -> Scores:

@@ -14,6 +14,7 @@ from weclip_lib.config import DecoderShape, Method
 from weclip_lib.decoder import Decoder
 from weclip_lib.labels import IGNORE_INDEX, LabelSet
 from weclip_lib.losses import affinity_loss, segmentation_loss
+from weclip_lib.options import in_range
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,21 @@ class WeCLIP(nn.Module):
         labels: Class names and background prompts.
         method: How CAMs become pseudo labels.
         shape: Size of the decoder.
+
+    Raises:
+        ValueError: If the method reads more maps, or the decoder more blocks, than there are.
     """
 
     def __init__(
         self, backbone: Backbone, labels: LabelSet, method: Method, shape: DecoderShape
     ) -> None:
         super().__init__()
+        maps = len(backbone.blocks)
+        for name in ("static_layers", "rfm_layers"):
+            in_range(name, getattr(method, name), 1, maps)
+        in_range("blocks", shape.blocks, 0, maps - 1)
         self.backbone = backbone
+        self.labels = labels
         self.method = method
         self.decoder = Decoder(
             width=backbone.width,
@@ -79,8 +88,17 @@ class WeCLIP(nn.Module):
         frozen: Frozen,
         decoder_affinity: Float[Tensor, "batch patch patch"] | None = None,
     ) -> Float[Tensor, "batch fg grid_h grid_w"]:
-        """Spread the initial CAMs: by RFM if the decoder's affinity is given, else statically."""
+        """Spread the initial CAMs: by RFM if the decoder's affinity is given, else statically.
+
+        Raises:
+            ValueError: If fewer attention maps were kept than the method reads.
+        """
         method = self.method
+        if len(frozen.attention) < method.attention_layers:
+            raise ValueError(
+                f"{len(frozen.attention)} attention maps were kept, the method reads "
+                f"{method.attention_layers}: freeze the pictures with this method"
+            )
         if decoder_affinity is None:
             attention = rfm.static_attention(frozen.attention, last=method.static_layers)
         else:

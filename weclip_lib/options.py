@@ -2,11 +2,13 @@
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
-def in_range(name: str, value: float, low: float, high: float | None = None) -> None:
+def in_range(name: str, value: object, low: float, high: float | None = None) -> None:
     """Refuse a number outside a range; both ends belong to it.
 
     Raises:
@@ -45,12 +47,14 @@ def at_least(low: int) -> Callable[[str], int]:
     return parse
 
 
-def find_device(name: str = "") -> torch.device:
+def find_device(name: str = "") -> "torch.device":
     """The device of that name: cpu, cuda, cuda:1, mps; empty or `auto`: a GPU if there is one.
 
     Raises:
         ValueError: If there is no such device here.
     """
+    import torch  # takes seconds; help texts and refusals need none of it
+
     here = ["cpu"]
     if torch.cuda.is_available():
         here += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]

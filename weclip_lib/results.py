@@ -11,12 +11,15 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from weclip_lib.files import whole, write_text
-from weclip_lib.repro import ROOT, provenance
+from weclip_lib.config import get_profile
+from weclip_lib.files import check_writable, reading, whole, write_text
+from weclip_lib.records import declared_parameters, file_hash, read_record
+from weclip_lib.repro import RESULTS, ROOT, outside_results, provenance
+from weclip_lib.runner import PRESETS
 
-RESULTS = ROOT / "results"
 SCHEMAS = {
     "": ("variant", "split", "metric", "value", "unit", "n_images", "seed", "profile"),
     "_curve": ("variant", "seed", "iteration", "metric", "value"),
@@ -27,29 +30,17 @@ DECIMALS = {"": 2, "_curve": 5, "_per_class": 2, "_cost": 1}
 MARKER = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def outside_results(folder: Path) -> Path:
-    """The folder, resolved.
-
-    Raises:
-        ValueError: If it is inside results/, which only `make publish` writes.
-    """
-    folder = folder.resolve()
-    if folder.is_relative_to(RESULTS):
-        raise ValueError(f"{folder} is inside results/: only `make publish` writes there")
-    return folder
-
-
 def output_folder(out_dir: str, notebook: str, parameters: dict) -> Path:
     """Where a notebook writes: `out_dir`, or runs/adhoc/<hash of the parameters>.
 
     Raises:
-        ValueError: If `out_dir` is inside results/.
+        ValueError: If `out_dir` is inside results/, or cannot be written.
     """
     if not out_dir:
         key = sha256(json.dumps([notebook, parameters], sort_keys=True).encode()).hexdigest()
         out_dir = str(ROOT / "runs" / "adhoc" / key[:12])
     folder = outside_results(Path(out_dir))
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
     return folder
 
 
@@ -60,17 +51,27 @@ def write_table(folder: Path, notebook: str, rows: Iterable[dict], kind: str = "
         kind: "" for scores, "_curve", "_per_class" or "_cost".
 
     Raises:
-        ValueError: If a row has other columns than the schema.
+        ValueError: If there is no row, a row has other columns than the schema, or a value is no
+            number; an IoU may be NaN, of a class that is in no picture.
     """
-    columns = list(SCHEMAS[kind])
-    table = pd.DataFrame(list(rows))
-    if set(table.columns) != set(columns):
-        raise ValueError(f"{notebook}{kind}.csv has columns {sorted(table.columns)}: {columns}")
+    name, columns = f"{notebook}{kind}.csv", list(SCHEMAS[kind])
+    rows = list(rows)
+    if not rows:
+        raise ValueError(f"{name} would have no rows: nothing was measured")
     value = "iou" if kind == "_per_class" else "value"
+    for row in rows:
+        if set(row) != set(columns):
+            raise ValueError(f"{name} takes the columns {columns}: not {list(row)}")
+        number = np.asarray(row[value]).item()
+        fits = isinstance(number, int | float) and not np.isinf(number)
+        if not fits or (np.isnan(number) and kind != "_per_class"):
+            where = ", ".join(f"{c} {row[c]}" for c in columns if c != value)
+            raise ValueError(f"{name}: the {value} of {where} is {number}: no number was measured")
+    table = pd.DataFrame(rows)
     table = table[columns].sort_values([c for c in columns if c != value], kind="stable")
     table = table.reset_index(drop=True)
     text = table.assign(**{value: table[value].map(f"{{:.{DECIMALS[kind]}f}}".format)})
-    write_text(folder / f"{notebook}{kind}.csv", text.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / name, text.to_csv(index=False, lineterminator="\n"))
     return table
 
 
@@ -188,47 +189,89 @@ def render(text: str) -> str:
 
 def render_pages() -> None:
     """Render the tables of all pages anew."""
-    for page in (ROOT / "README.md", RESULTS / "README.md"):
-        write_text(page, render(page.read_text(encoding="utf-8")))
+    pages = (ROOT / "README.md", RESULTS / "README.md")
+    rendered = {page: render(page.read_text(encoding="utf-8")) for page in pages}
+    for page, text in rendered.items():
+        write_text(page, text)
+
+
+def _recorded(source: Path, profile: str, notebook: str) -> list[str]:
+    """Names of the files of a complete run of a notebook that are published.
+
+    Raises:
+        ValueError: If the run is not complete, or its files are no longer what it wrote.
+    """
+    record = read_record(source, notebook)
+    executed = f"notebooks/{notebook}.ipynb"
+    for name in (executed, f"{notebook}.csv", f"{notebook}.json", *record.files):
+        path = source / name
+        if not record.key or file_hash(path) != record.files.get(name):
+            raise ValueError(f"{path} is not as the run wrote it: run `make studies` again")
+    complete = PRESETS["studies"] | {"profile": profile}
+    differences = []
+    for name, parameter in declared_parameters(source / executed).items():
+        given = record.parameters.get(name, parameter.default)
+        meant = complete.get(name, parameter.default)
+        if given != meant:
+            differences.append(f"{name} is {given!r} and not {meant!r}")
+    if differences:
+        raise ValueError(
+            f"{notebook} in {source} is no run of `make studies`: {', '.join(differences)}"
+        )
+    kinds = (".csv", ".json", ".png")
+    tables = [n for n in record.files if "/" not in n and n.startswith(notebook)]
+    return [executed, *(name for name in tables if Path(name).suffix in kinds)]
+
+
+def _replace(folder: Path, source: Path, files: Sequence[str]) -> None:
+    """Put files in place of a folder, and render the pages; if that fails, the folder stays."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists():  # left by a process that was killed on the way
+        shutil.rmtree(folder, ignore_errors=True)
+        old.rename(folder)
+    try:
+        with whole(folder) as partial:
+            for name in files:
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source / name, partial / name)
+            if folder.exists():
+                folder.rename(old)
+        render_pages()
+    except BaseException:
+        if old.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def publish(source: Path, profile: str, notebooks: Sequence[str]) -> None:
     """Copy a complete run of all notebooks into results/<profile>/ and render the pages.
 
+    Only what the runs recorded is copied. If anything is refused, results/ stays as it is.
+
     Raises:
-        ValueError: If a notebook's output is missing, the code was not a clean commit, or
-            notebooks were run with different libraries or versions.
+        ValueError: If a notebook's output is missing or was changed, a run was not that of `make
+            studies`, the code was not a clean commit, or notebooks were run with different
+            libraries or versions.
     """
-    sources = {}
+    sources: dict[tuple, list[str]] = {}
+    files = []
     for notebook in notebooks:
-        record = source / f"{notebook}.json"
-        executed = source / "notebooks" / f"{notebook}.ipynb"
-        for path in (record, executed):
-            if not path.exists():
-                raise ValueError(f"{path} is missing: run `make studies` to its end first")
-        about = json.loads(record.read_text())
-        if not about["clean"]:
-            raise ValueError(f"{record} comes from uncommitted code: commit, then `make studies`")
-        if about["parameters"]["profile"] != profile:
-            raise ValueError(
-                f"{record} has profile {about['parameters']['profile']}: not {profile}"
-            )
-        sources.setdefault((about["library"], about["constraints"]), []).append(notebook)
+        files += _recorded(source, profile, notebook)
+        path = source / f"{notebook}.json"
+        with reading(path):
+            about = json.loads(path.read_bytes())
+            clean, made_with = about["clean"], (about["library"], about["constraints"])
+        if not clean:
+            raise ValueError(f"{path} comes from uncommitted code: commit, then `make studies`")
+        sources.setdefault(made_with, []).append(notebook)
     if len(sources) > 1:
         raise ValueError(
             f"in {source}, {sorted(sources.values())} were run with different code or versions "
             "of the library: run `make studies` again"
         )
-    with whole(RESULTS / profile) as partial:
-        (partial / "notebooks").mkdir(parents=True)
-        for notebook in notebooks:
-            files = [source / f"{notebook}.json", *source.glob(f"{notebook}*.csv")]
-            for path in (*files, *source.glob(f"{notebook}*.png")):
-                shutil.copy2(path, partial / path.name)
-            executed = source / "notebooks" / f"{notebook}.ipynb"
-            shutil.copy2(executed, partial / "notebooks" / executed.name)
-        shutil.rmtree(RESULTS / profile, ignore_errors=True)
-    render_pages()
+    _replace(RESULTS / profile, source, files)
 
 
 def main() -> None:
@@ -239,8 +282,8 @@ def main() -> None:
     arguments = parser.parse_args()
     notebooks = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
     try:
-        publish(arguments.source, arguments.profile, notebooks)
-    except ValueError as error:
+        publish(arguments.source, get_profile(arguments.profile).name, notebooks)
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from weclip_lib.config import RFM_RULES
+from weclip_lib.options import one_of
+
 Rule = Literal["absolute", "signed"]
 
 
@@ -28,8 +31,7 @@ def select_attention(
     Raises:
         ValueError: If the rule is neither.
     """
-    if rule not in ("absolute", "signed"):
-        raise ValueError(f"unknown rule {rule!r}: choose 'absolute' or 'signed'")
+    one_of("rule", rule, RFM_RULES)
     difference = decoder_affinity - attentions
     if rule == "absolute":
         difference = difference.abs_()

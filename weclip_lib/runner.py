@@ -1,30 +1,39 @@
 """papermill, made strict, cached and resumable; `make run` and `make studies`.
 
 An unknown parameter is refused, a notebook runs into a temporary folder, and what it wrote moves
-to its place only when it has succeeded. A notebook whose source, parameters, library and weights
-are those of its finished run, and whose outputs are all there, is not run again.
+to its place only when it has succeeded. A notebook runs where the caller stands. It is not run
+again if its source, parameters, library, weights and pictures are those of its finished run, and
+its outputs are all there as it wrote them. papermill is imported when something has to be run.
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
-import warnings
-from hashlib import sha256
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import nbformat
-import papermill
 import yaml
-from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
 from weclip_lib.config import get_profile
-from weclip_lib.files import check_writable, write_text
-from weclip_lib.processes import Command, run_commands
-from weclip_lib.repro import ROOT, library_hash, tree_hash
-from weclip_lib.results import RESULTS, outside_results
+from weclip_lib.files import Unusable, check_writable, in_a_line, only_one
+from weclip_lib.processes import Command, interruptible, run_commands
+from weclip_lib.records import (
+    Parameter,
+    Record,
+    declared_parameters,
+    file_hash,
+    is_done,
+    key_of,
+    made_by,
+    read_record,
+    record_file,
+    run_key,
+    states,
+    write_record,
+)
+from weclip_lib.repro import ROOT, outside_results
 
 NOTEBOOKS = ROOT / "notebooks"
 PRESETS = {
@@ -39,60 +48,46 @@ SHORTER = (  # in `run`: many decoders each, or pictures encoded in every step
     "08_your_own_images",
 )
 SHORT = {"steps": 50, "pictures": 100}
-READ_BENCH = ("06_training_cost",)  # what `make bench` wrote
-
-
-def declared_parameters(notebook: Path) -> dict[str, str]:
-    """Names and inferred types of a notebook's parameters.
-
-    Raises:
-        ValueError: If it has no cell tagged `parameters`.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = papermill.inspect_notebook(str(notebook))
-    if not found:
-        raise ValueError(f"{notebook} has no cell tagged `parameters`")
-    return {name: about["inferred_type_name"] for name, about in found.items()}
+KINDS = {
+    "int": ("a whole number", int),
+    "float": ("a number", (int, float)),
+    "str": ("text", str),
+    "bool": ("true or false", bool),
+}
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
-    """Refuse parameters that the notebook does not declare, or of another type.
+    """Refuse parameters that the notebook does not declare, or that cannot be right.
 
     Raises:
         ValueError: Naming the parameter and what the notebook has.
     """
     declared = declared_parameters(notebook)
-    types = {"int": int, "float": (int, float), "str": str, "bool": bool}
     for name, value in parameters.items():
         if name not in declared:
             raise ValueError(
                 f"{notebook.name} has no parameter {name!r}: it has {', '.join(declared)}"
             )
-        expected = types.get(declared[name])
-        if expected and (
-            not isinstance(value, expected) or isinstance(value, bool) != (expected is bool)
-        ):
+        if name == "out_dir":
+            raise ValueError(f"parameter out_dir of {notebook.name} is the runner's: use --out")
+        words, kind = KINDS.get(declared[name].kind, ("", object))
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise ValueError(f"parameter {name} of {notebook.name} is {value!r}: give {words}")
+        if _names_nothing(name, value):
             raise ValueError(
-                f"parameter {name} of {notebook.name} is {value!r}: give a {declared[name]}"
+                f"parameter {name} of {notebook.name} is {value!r}: nothing is there, seen from "
+                f"{Path.cwd()}"
             )
 
 
-def run_key(notebook: Path, parameters: dict) -> str:
-    """Hash of all that the outputs depend on."""
-    measured = sorted(RESULTS.glob("bench/*.csv")) if notebook.stem in READ_BENCH else ()
-    sources = tree_hash(notebook, ROOT / "constraints.txt", *measured)
-    about = json.dumps([sources, library_hash(), parameters], sort_keys=True)
-    return sha256(about.encode()).hexdigest()
+def _names_nothing(name: str, value: object) -> bool:
+    """Whether a parameter names a place where files have to be, and are not; a tag is no place.
 
-
-def is_done(folder: Path, notebook: Path, key: str) -> bool:
-    """Whether the same run has finished and all that it wrote is still there."""
-    record = folder / ".runner" / f"{notebook.stem}.json"
-    if not record.exists():
+    `data_dir` may be new: MiniVOC is drawn there.
+    """
+    if name == "weights" and not ("/" in value or os.sep in value or Path(value).suffix):
         return False
-    finished = json.loads(record.read_text())
-    return finished["key"] == key and all((folder / name).exists() for name in finished["files"])
+    return name in ("weights", "run_dir") and bool(value) and not Path(value).exists()
 
 
 def _joined(outputs: list) -> list:
@@ -117,6 +112,8 @@ def _last_line_of_bars(output: dict) -> dict:
 
 def _tidy(executed: Path) -> None:
     """Remove papermill's notes (paths and times), and all but the end of every progress bar."""
+    import nbformat
+
     notebook = nbformat.read(executed, as_version=4)
     for item in (notebook, *notebook.cells):
         item.metadata.pop("papermill", None)
@@ -125,46 +122,154 @@ def _tidy(executed: Path) -> None:
     nbformat.write(notebook, executed)
 
 
-def run_notebook(notebook: Path, folder: Path, parameters: dict) -> bool:
-    """Run one notebook into `folder` unless it is done; returns whether it ran.
+def _keep_strangers(folder: Path, notebook: Path, names: Iterable[str], about: str) -> None:
+    """Refuse to write where something lies that no run of the notebook wrote.
 
     Raises:
-        ValueError: On a bad parameter, before anything runs.
-        PapermillExecutionError: If a cell fails; what was in `folder` is as it was.
+        ValueError: Naming the first such file, with `about` at the end.
+    """
+    known: dict[str, str] = {}
+    if record_file(folder, notebook.stem).exists():
+        try:
+            record = read_record(folder, notebook.stem)
+        except Unusable:  # a run ended here, and nobody knows any more what it wrote
+            return
+        known = record.files | record.earlier
+    for name in names:
+        path = folder / name
+        above = [p for p in path.parents if p != folder and p.is_relative_to(folder)]
+        in_way = [p for p in above if p.exists() and not p.is_dir()]
+        there = path.exists() or path.is_symlink()
+        if path.is_dir() or (there and name not in known):
+            in_way.append(path)
+        if in_way:
+            raise ValueError(
+                f"{in_way[0]} is there, and no run of {notebook.name} wrote it: move it, or "
+                f"choose another folder{about}"
+            )
+
+
+def _move(partial: Path, folder: Path, stem: str, key: str, parameters: dict) -> None:
+    """Move what a run wrote to its place, and record it; what somebody edited there is kept."""
+    files = {name: file_hash(path) for name, path in _files(partial).items()}
+    try:
+        old = read_record(folder, stem)
+    except Unusable:
+        old = Record("", {})
+    known = {n: d for n, d in (old.earlier | old.files).items() if (folder / n).is_file()}
+    write_record(folder, stem, Record("", parameters, files, known))  # if it ends half-way
+    for name, digest in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        ours = (digest, old.files.get(name), old.earlier.get(name))
+        if name in known and file_hash(target) not in ours:
+            aside = _free_name(target)
+            target.replace(aside)
+            tqdm.write(f"{target} was edited: kept as {aside.name}", file=sys.stderr)
+        (partial / name).replace(target)
+    shutil.rmtree(partial)
+    earlier = {name: digest for name, digest in known.items() if name not in files}
+    write_record(folder, stem, Record(key, parameters, files, earlier))
+
+
+def _files(partial: Path) -> dict[str, Path]:
+    """All files that a run wrote, by relative path; locks are none."""
+    found = {p.relative_to(partial).as_posix(): p for p in partial.rglob("*") if p.is_file()}
+    return {name: path for name, path in sorted(found.items()) if ".locks" not in path.parts}
+
+
+def _free_name(path: Path) -> Path:
+    """A name beside an edited file that nothing has."""
+    number = 1
+    while (free := path.with_name(f"{path.name}.edited-{number}")).exists():
+        number += 1
+    return free
+
+
+def _from_here(path: Path) -> str:
+    """A path as seen from the working directory, so that no name of the machine is kept."""
+    try:
+        return os.path.relpath(path)
+    except ValueError:  # on another drive of Windows
+        return str(path)
+
+
+def _execute(notebook: Path, executed: Path, parameters: dict) -> None:
+    """Run a notebook here into `executed`.
+
+    Raises:
+        ValueError: If a cell fails, or the kernel dies.
+    """
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    try:
+        papermill.execute_notebook(
+            *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, executed)),
+            parameters=parameters,
+            kernel_name="python3",
+            progress_bar={"desc": notebook.stem, "leave": False},
+            extra_arguments=["--IPKernelApp.log_level=50"],
+            store_widget_state=False,  # explorers bring a picture of themselves along
+            stderr_file=sys.stderr,  # progress bars of long cells
+        )
+    except PapermillExecutionError as error:
+        said = " ".join(f"{error.ename}: {error.evalue}".split())
+        raise ValueError(f"{notebook.name} failed, see {executed}: {said}") from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"{notebook.name}: its kernel did not start, or died ({in_a_line(error)}): see whether "
+            "there is memory enough"
+        ) from error
+
+
+def run_notebook(
+    notebook: Path, folder: Path, parameters: dict, *, out: Path | None = None
+) -> bool:
+    """Run one notebook into `folder`, where the caller stands, unless it is done.
+
+    Args:
+        out: Folder into which this and similar runs write; default `folder`.
+
+    Returns:
+        Whether it ran.
+
+    Raises:
+        ValueError: On a bad parameter, if another process runs the notebook into that folder, or
+            if something of somebody else's lies where it has to write; before anything runs. If a
+            cell fails; what was in `folder` is as it was.
     """
     check_parameters(notebook, parameters)
-    key = run_key(notebook, parameters)
-    if is_done(folder, notebook, key):
-        return False
-    partial = folder / ".partial" / notebook.stem
-    if "out_dir" in declared_parameters(notebook):
-        parameters = {**parameters, "out_dir": os.path.relpath(partial, ROOT)}
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "notebooks").mkdir(parents=True)
-    papermill.execute_notebook(
-        str(notebook),
-        str(partial / "notebooks" / notebook.name),
-        parameters=parameters,
-        kernel_name="python3",
-        cwd=str(ROOT),
-        progress_bar={"desc": notebook.stem, "leave": False},
-        extra_arguments=["--IPKernelApp.log_level=50"],
-        store_widget_state=False,  # explorers bring a picture of themselves along
-        stderr_file=sys.stderr,  # progress bars of long cells
-    )
-    _tidy(partial / "notebooks" / notebook.name)
-    files = sorted(str(p.relative_to(partial)) for p in partial.rglob("*") if p.is_file())
-    for name in files:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (partial / name).replace(folder / name)
-    shutil.rmtree(partial)
-    record = json.dumps({"key": key, "files": files}, indent=1)
-    write_text(folder / ".runner" / f"{notebook.stem}.json", record)
+    if (given := parameters.get("data_dir")) and Path(given).resolve() == folder.resolve():
+        raise ValueError(f"{folder} holds the pictures: choose another folder for the outputs")
+    with only_one(folder / notebook.stem):
+        maker = made_by(notebook, parameters)
+        before = states(notebook, parameters, out or folder)
+        if is_done(folder, notebook, key_of(maker, before)):
+            return False
+        executed = f"notebooks/{notebook.name}"
+        certain = (executed, f"{notebook.stem}.csv", f"{notebook.stem}.json")
+        _keep_strangers(folder, notebook, certain, "")
+        partial = folder / ".partial" / notebook.stem
+        if partial.exists():
+            shutil.rmtree(partial)
+        (partial / "notebooks").mkdir(parents=True)
+        place = {"out_dir": _from_here(partial)}
+        told = place if "out_dir" in declared_parameters(notebook) else {}
+        _execute(notebook, partial / executed, parameters | told)
+        _tidy(partial / executed)
+        _keep_strangers(folder, notebook, _files(partial), f"; what was made is in {partial}")
+        # What the run itself made counts as it is now; anything else, as it was at the start.
+        after = states(notebook, parameters, out or folder)
+        key = key_of(maker, {name: state or after[name] for name, state in before.items()})
+        _move(partial, folder, notebook.stem, key, parameters)
     return True
 
 
-def _run_apart(arguments: argparse.Namespace, folder: Path, notebooks: list[Path]) -> None:
-    """Run the notebooks as processes of their own, so many at a time."""
+def _run_apart(
+    arguments: argparse.Namespace, folder: Path, jobs: Sequence[tuple[Path, dict]]
+) -> None:
+    """Run the notebooks that are not done as processes of their own, so many at a time."""
     given = ["--out", str(folder)]
     if arguments.profile:
         given += ["--profile", arguments.profile]
@@ -176,16 +281,73 @@ def _run_apart(arguments: argparse.Namespace, folder: Path, notebooks: list[Path
             ("weclip_lib.runner", arguments.preset, "--notebook", notebook.stem, *given),
             folder / ".runner" / f"{notebook.stem}.log",
         )
-        for notebook in notebooks
+        for notebook, chosen in jobs
+        if not is_done(folder, notebook, run_key(notebook, chosen, folder))
     ]
-    try:
-        failed = run_commands(commands, arguments.processes)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted: start it again, and what has finished is kept") from None
+    failed = run_commands(commands, arguments.processes, finished=len(jobs) - len(commands))
     if failed:
-        raise SystemExit(f"error: {', '.join(failed)} failed; see the logs")
+        raise ValueError(f"{', '.join(failed)} failed; see the logs")
+
+
+def _parsed(pairs: Sequence[Sequence[str]], declared: dict[str, Parameter]) -> dict:
+    """Parameters of the command line: text as it is where text is asked for, else YAML.
+
+    Raises:
+        ValueError: If one comes twice, or is no YAML.
+    """
+    given: dict = {}
+    for name, text in pairs:
+        if name in given:
+            raise ValueError(f"-p {name} comes a second time: give it once")
+        given[name] = text
+        if name in declared and declared[name].kind != "str":
+            try:
+                given[name] = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                said = in_a_line(error)
+                raise ValueError(f"-p {name} has {text!r}, which is no YAML: {said}") from error
+    return given
+
+
+def _run_all(arguments: argparse.Namespace) -> None:
+    """Check what is asked for, then run it.
+
+    Raises:
+        ValueError: Naming what cannot be done, or what failed.
+    """
+    preset = dict(PRESETS[arguments.preset])
+    if arguments.profile:
+        preset["profile"] = get_profile(arguments.profile).name
+        if arguments.profile == "smoke":
+            preset |= {"steps": 0, "pictures": 0}
+    shorten = arguments.preset == "run" and preset["profile"] != "smoke"
+    found = NOTEBOOKS.glob(f"{arguments.notebook}*.ipynb")
+    notebooks = sorted(path for path in found if path.stem[0].isdigit())
+    if not notebooks:
+        raise ValueError(f"no notebook starts with {arguments.notebook!r} in {NOTEBOOKS}")
+    default = preset["profile"] if arguments.preset == "run" else arguments.preset
+    folder = outside_results(arguments.out or ROOT / "runs" / default)
+    jobs = []
+    for notebook in notebooks:
+        declared = declared_parameters(notebook)
+        budget = preset | (SHORT if shorten and notebook.stem in SHORTER else {})
+        chosen = {k: v for k, v in budget.items() if k in declared}
+        chosen |= _parsed(arguments.p, declared)
+        check_parameters(notebook, chosen)
+        jobs.append((notebook, chosen))
+    check_writable(folder)
+    if arguments.processes != 1:
+        _run_apart(arguments, folder, jobs)
+        return
+    for notebook, chosen in tqdm(jobs, desc="notebooks", unit="notebook"):
+        try:
+            ran = run_notebook(notebook, folder, chosen)
+        except OSError as error:
+            raise ValueError(
+                f"{notebook.name}: {error}; finished runs in {folder} are as they were: "
+                "make room there, or choose --out"
+            ) from error
+        tqdm.write(f"{notebook.stem}: {'done' if ran else 'up to date'}", file=sys.stderr)
 
 
 def main() -> None:
@@ -197,46 +359,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder; default runs/<profile or preset>")
     parser.add_argument("--processes", type=int, default=1, help="notebooks at a time")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    arguments = parser.parse_args()
-    preset = dict(PRESETS[arguments.preset])
     try:
-        if arguments.profile:
-            preset["profile"] = get_profile(arguments.profile).name
-            if arguments.profile == "smoke":
-                preset |= {"steps": 0, "pictures": 0}
-        shorten = arguments.preset == "run" and preset["profile"] != "smoke"
-        given = {name: yaml.safe_load(value) for name, value in arguments.p}
-        found = NOTEBOOKS.glob(f"{arguments.notebook}*.ipynb")
-        notebooks = sorted(path for path in found if path.stem[0].isdigit())
-        if not notebooks:
-            raise ValueError(f"no notebook starts with {arguments.notebook!r} in {NOTEBOOKS}")
-        default = preset["profile"] if arguments.preset == "run" else arguments.preset
-        folder = outside_results(arguments.out or ROOT / "runs" / default)
-        jobs = []
-        for notebook in notebooks:
-            declared = declared_parameters(notebook)
-            budget = preset | (SHORT if shorten and notebook.stem in SHORTER else {})
-            chosen = {k: v for k, v in budget.items() if k in declared} | given
-            check_parameters(notebook, chosen)
-            jobs.append((notebook, chosen))
-        check_writable(folder)
-    except ValueError as error:
+        with interruptible():
+            _run_all(parser.parse_args())
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    if arguments.processes != 1:
-        _run_apart(arguments, folder, notebooks)
-        return
-    for notebook, chosen in tqdm(jobs, desc="notebooks", unit="notebook"):
-        try:
-            ran = run_notebook(notebook, folder, chosen)
-        except OSError as error:
-            raise SystemExit(
-                f"error: {notebook.name}: {error}; finished runs in {folder} are as they were: "
-                "make room there, or choose --out"
-            ) from error
-        except PapermillExecutionError as error:
-            where = folder / ".partial" / notebook.stem / "notebooks" / notebook.name
-            raise SystemExit(f"error: {notebook.name} failed, see {where}\n{error}") from error
-        tqdm.write(f"{notebook.stem}: {'done' if ran else 'up to date'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

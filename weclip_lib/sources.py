@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from weclip_lib.cache import FrozenDataset
 from weclip_lib.datasets import LabelledImages, MaskedImages, normalise_pixels
+from weclip_lib.files import Unusable
 from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.model import Frozen, WeCLIP
 
@@ -37,6 +38,10 @@ class Batch:
     pixels: Callable[[], Float[Tensor, "batch 3 height width"]]
 
 
+def _digest(about: object) -> str:
+    return sha256(repr(about).encode()).hexdigest()
+
+
 def part_of(rows: Sequence, part: int, of: int) -> list:
     """Part number `part` of `rows` cut in `of` equal ones."""
     size = len(rows) // of
@@ -48,19 +53,20 @@ class FrozenSource:
 
     Args:
         labels: Of every row of `features`: static pseudo labels, or true masks.
-        rows: To train on; all by default.
+        rows: To train on; None: all.
     """
 
     def __init__(
         self,
         features: FrozenDataset,
         labels: UInt8[Tensor, "row height width"],
-        rows: Sequence[int] = (),
+        rows: Sequence[int] | None = None,
     ) -> None:
         self.features, self.labels = features, labels
-        self.pool = list(rows or range(len(features.labels)))
+        self.pool = list(range(len(features.labels)) if rows is None else rows)
         given = sha256(labels.numpy().tobytes()).hexdigest()
-        self.key = f"{features.key}-{given}-{sha256(repr(self.pool).encode()).hexdigest()}"
+        self.about = {"features": features.key, "labels": given, "rows": _digest(self.pool)}
+        self.key = _digest(self.about)
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -149,14 +155,23 @@ class _Crops(Dataset):
     def __init__(self, images: LabelledImages, crop: int, seed: int, scales: tuple) -> None:
         self.images, self.crop, self.seed, self.scales = images, crop, seed, scales
 
-    def __getitem__(self, place: tuple[int, int, int]) -> tuple[Augmented, int]:
+    def __getitem__(self, place: tuple[int, int, int]) -> tuple[Augmented, int] | Unusable:
         row, step, position = place
-        mask = self.images.mask(row) if isinstance(self.images, MaskedImages) else None
+        try:
+            mask = self.images.mask(row) if isinstance(self.images, MaskedImages) else None
+            image = self.images.image(row)
+        except Unusable as error:  # raised here, it would come with the worker's own traceback
+            return error
         rng = np.random.default_rng([self.seed, step, position])
-        return augment(self.images.image(row), mask, self.crop, rng, self.scales), row
+        return augment(image, mask, self.crop, rng, self.scales), row
 
 
-def _joined(found: list[tuple[Augmented, int]]) -> tuple[Tensor, Tensor, Tensor | None, list[int]]:
+def _joined(
+    found: list[tuple[Augmented, int] | Unusable],
+) -> tuple[Tensor, Tensor, Tensor | None, list[int]] | Unusable:
+    for one in found:
+        if isinstance(one, Unusable):
+            return one
     pixels, padded = (
         np.stack([getattr(a, name) for a, _ in found]) for name in ("pixels", "padded")
     )
@@ -173,7 +188,7 @@ class AugmentedSource:
     Args:
         images: With masks (`MaskedImages`), the masks are what is learned: full supervision.
         crop: Pixels a side.
-        rows: Of them to train on; all by default.
+        rows: Of them to train on; None: all.
         workers: Processes that decode and augment; 0: none.
         scales: Range of the rescaling; (1, 1) for none.
     """
@@ -183,16 +198,15 @@ class AugmentedSource:
         images: LabelledImages,
         crop: int,
         *,
-        rows: Sequence[int] = (),
+        rows: Sequence[int] | None = None,
         workers: int = 0,
         scales: tuple[float, float] = SCALES,
     ) -> None:
         self.images, self.crop, self.workers, self.scales = images, crop, workers, scales
         self._shuffled: tuple[tuple[int, int], np.ndarray] | None = None  # the last epoch's order
-        kind = "masks" if isinstance(images, MaskedImages) else "tags"
-        self.pool = list(rows or range(len(images)))
-        about = (images.stamp(), self.pool, kind, crop, scales)
-        self.key = sha256(repr(about).encode()).hexdigest()
+        self.pool = list(range(len(images)) if rows is None else rows)
+        self.about = {**images.digests, "rows": _digest((self.pool, crop, scales))}
+        self.key = _digest(self.about)
 
     def __len__(self) -> int:
         return len(self.pool)
@@ -234,7 +248,10 @@ class AugmentedSource:
             generator=torch.Generator(),  # else it draws from the one that dropout follows
             pin_memory=device.type == "cuda",
         )
-        for pixels, padded, label, rows in loader:
+        for found in loader:
+            if isinstance(found, Unusable):
+                raise found
+            pixels, padded, label, rows = found
             shown = pixels.to(device, non_blocking=True)
             shown = normalise_pixels(shown, model.backbone.statistics)
             yield self._batch(model, shown, padded.to(device), label, rows)

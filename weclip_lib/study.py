@@ -19,6 +19,7 @@ from weclip_lib.files import locked, whole
 from weclip_lib.loop import Long, Trained, train_decoder
 from weclip_lib.metrics import confusion_matrix, scores
 from weclip_lib.model import WeCLIP
+from weclip_lib.options import in_range
 from weclip_lib.repro import seed_everything, source_hash
 from weclip_lib.sources import AugmentedSource, FrozenSource, Source
 from weclip_lib.train import decoder_key, trained_decoder, trained_note
@@ -45,11 +46,9 @@ def checked_budget(setting: Profile, *, steps: int, seed_count: int, pictures: i
     Raises:
         ValueError: If a number is none.
     """
-    if seed_count < 1 or steps < 0 or pictures < 0:
-        raise ValueError(
-            f"seed_count {seed_count}, steps {steps}, pictures {pictures} are no budget: "
-            "give 1 or more seeds, and 0 (the profile's) or more of the others"
-        )
+    in_range("seed_count", seed_count, 1)
+    in_range("steps", steps, 0)
+    in_range("pictures", pictures, 0)
     return replace(setting.budget, steps=steps or setting.budget.steps)
 
 
@@ -82,7 +81,7 @@ class Study:
             )
         # Rows whose pseudo labels are kept while decoders train: a tenth, but four to look at.
         self.watch = list(range(min(self.seen_count, max(4, self.seen_count // 10))))
-        self._features: dict[int | None, FrozenDataset] = {}
+        self._features: dict[tuple, FrozenDataset] = {}
 
     def _images(
         self, kind: type[LabelledImages], split: str, limit: int, *, square: int = 0
@@ -102,15 +101,20 @@ class Study:
         """A new model; its decoder's first weights follow torch's seed."""
         setting = self.setting
         labels = setting.labels
+        if variant.backgrounds is not None:
+            in_range("backgrounds", variant.backgrounds, 1, len(labels.backgrounds))
         labels = replace(labels, backgrounds=labels.backgrounds[: variant.backgrounds])
         method = replace(setting.method, **variant.method)
         return WeCLIP(self.backbone, labels, method, replace(setting.decoder, **variant.shape))
 
     def features(self, variant: Variant) -> FrozenDataset:
-        """Of the pictures that are looked at; variants with the same prompts share them."""
-        key = variant.backgrounds
+        """Of the pictures that are looked at; variants share those of the same prompts and maps."""
+        method = replace(self.setting.method, **variant.method)
+        layers = max(method.attention_layers, self.setting.method.attention_layers)
+        key = variant.backgrounds, method.template, layers
         if key not in self._features:
-            model = self.model(replace(variant, method={}, shape={}))
+            read = {"template": method.template, "static_layers": layers}
+            model = self.model(replace(variant, method=read, shape={}))
             self._features[key] = FrozenDataset(model, self.seen, self.work / "cache")
         return self._features[key]
 
@@ -132,14 +136,23 @@ class Study:
         return torch.cat([masks, masks.flip(-1)])
 
     def masked_rows(self, variant: Variant, seed: int) -> list[int]:
-        """Pictures whose masks teach; which ones follows the seed."""
+        """Pictures whose masks teach; which ones follows the seed.
+
+        Raises:
+            ValueError: If the part is none of the pictures.
+        """
+        in_range("masks", variant.masks, 0.0, 1.0)
         count = len(self.train)
+        chosen = round(variant.masks * count)
+        if not chosen:
+            least = f"{1 / count:.4f} is one"
+            raise ValueError(f"masks is {variant.masks}, none of {count} pictures: {least}")
         order = np.random.default_rng([seed, 1]).permutation(count)
-        return sorted(order[: round(variant.masks * count)].tolist())
+        return sorted(order[:chosen].tolist())
 
     def source(self, variant: Variant, seed: int) -> Source:
         """What the variant's decoder is taught by."""
-        rows = self.masked_rows(variant, seed) if variant.masks else []
+        rows = self.masked_rows(variant, seed) if variant.masks else None
         if self.setting.augment:
             images = self._masked_train if variant.masks else self.train
             return AugmentedSource(images, self.setting.budget.crop, rows=rows, workers=WORKERS)

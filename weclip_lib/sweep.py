@@ -3,7 +3,8 @@
 A grid is a YAML file with a notebook and its parameters; of a list, every value is run, and of
 several lists, every combination. Each run is a papermill job in a process of its own and writes
 into its own folder, so that a failed one leaves the others alone and a finished one is not
-repeated. The same jobs can be run by a workflow engine: `list`, `job` and `collect` are its steps.
+repeated. The same jobs can be run by a workflow engine: `list`, `waiting`, `job` and `collect` are
+its steps. Paths in the file are seen from where the caller stands.
 """
 
 import argparse
@@ -15,15 +16,14 @@ from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
-import pandas as pd
-import yaml
 from tqdm import tqdm
 
 from weclip_lib.files import check_writable, whole
-from weclip_lib.processes import Command, run_commands
-from weclip_lib.repro import ROOT
-from weclip_lib.results import outside_results
-from weclip_lib.runner import NOTEBOOKS, check_parameters, is_done, run_key, run_notebook
+from weclip_lib.lists import read_yaml
+from weclip_lib.processes import Command, interruptible, run_commands
+from weclip_lib.records import is_done, run_key
+from weclip_lib.repro import ROOT, outside_results
+from weclip_lib.runner import NOTEBOOKS, check_parameters, run_notebook
 
 KEYS = ("notebook", "parameters")
 LONGEST_NAME = 120  # characters of a job's folder
@@ -62,14 +62,16 @@ class Grid:
 
     def done(self, job: Job) -> bool:
         """Whether the job has finished, with the library and notebook as they are now."""
-        key = run_key(self.notebook, job.parameters)
+        key = run_key(self.notebook, job.parameters, self.folder)
         return is_done(self.folder / job.name, self.notebook, key)
 
 
 def _job_name(varied: dict) -> str:
+    """A name for a folder on any disk: where a character is replaced, a hash keeps jobs apart."""
     text = ",".join(f"{name}={value}" for name, value in varied.items()) or "only"
-    safe = "".join(c if c.isalnum() or c in "=,._-" else "-" for c in text)
-    if safe == text and len(text) <= LONGEST_NAME:
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "=,._-") else "-" for c in text)
+    # Some disks take upper and lower case for one, or drop a full stop at the end.
+    if safe == text.lower().removesuffix(".") and len(text) <= LONGEST_NAME:
         return text
     digest = sha256(json.dumps(varied, sort_keys=True).encode()).hexdigest()[:8]
     return f"{safe[: LONGEST_NAME - 9]}-{digest}"
@@ -86,18 +88,17 @@ def read_grid(path: Path, out: Path | None = None) -> Grid:
     """
     if not path.exists():
         raise ValueError(f"{path} is not there: give a grid file, such as workflow/grids/seeds.yml")
-    try:
-        grid = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+    grid = read_yaml(path)
     if not isinstance(grid, dict) or not set(grid) <= set(KEYS) or "notebook" not in grid:
         found = ", ".join(map(str, grid)) if isinstance(grid, dict) else type(grid).__name__
         raise ValueError(f"{path} has {found}: it takes `notebook` and `parameters`")
+    known = sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb"))
+    if grid["notebook"] not in known:
+        raise ValueError(
+            f"{path}: there is no notebook {grid['notebook']!r}: choose of {', '.join(known)}"
+        )
     notebook = NOTEBOOKS / f"{grid['notebook']}.ipynb"
-    if not notebook.exists():
-        known = ", ".join(sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb")))
-        raise ValueError(f"{path}: there is no notebook {grid['notebook']!r}: choose of {known}")
-    parameters = grid.get("parameters") or {}
+    parameters = {} if grid.get("parameters") is None else grid["parameters"]
     if not isinstance(parameters, dict):
         raise ValueError(f"{path}: `parameters` is to be names with values, not {parameters!r}")
     lists = {n: v if isinstance(v, list) else [v] for n, v in parameters.items()}
@@ -107,7 +108,10 @@ def read_grid(path: Path, out: Path | None = None) -> Grid:
     jobs = []
     for values in product(*lists.values()):
         chosen = dict(zip(lists, values, strict=True))
-        check_parameters(notebook, chosen)
+        try:
+            check_parameters(notebook, chosen)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         varied = {name: value for name, value in chosen.items() if len(lists[name]) > 1}
         jobs.append(Job(_job_name(varied), chosen, varied))
     twice = [job.name for number, job in enumerate(jobs) if job in jobs[:number]]
@@ -119,7 +123,8 @@ def read_grid(path: Path, out: Path | None = None) -> Grid:
 
 def run_job(grid: Grid, name: str) -> None:
     """Run one job here, unless it is done."""
-    run_notebook(grid.notebook, grid.folder / name, grid.job(name).parameters)
+    parameters = grid.job(name).parameters
+    run_notebook(grid.notebook, grid.folder / name, parameters, out=grid.folder)
 
 
 def run_grid(grid: Grid, processes: int) -> list[str]:
@@ -146,6 +151,8 @@ def collect(grid: Grid) -> Path:
     Raises:
         ValueError: If no job has finished.
     """
+    import pandas as pd
+
     tables = []
     for job in grid.jobs:
         if grid.done(job):
@@ -162,31 +169,40 @@ def collect(grid: Grid) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a grid, list its jobs, run one of them, or join what has finished."""
+    """Run a grid, list its jobs or those that wait, run one, or join what has finished."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("action", choices=("run", "list", "job", "collect"))
+    parser.add_argument("action", choices=("run", "list", "waiting", "job", "collect"))
     parser.add_argument("grid", type=Path, help="a YAML file")
     parser.add_argument("name", nargs="?", default="", help="of the job, for `job`")
     parser.add_argument("--out", type=Path, help="folder; default runs/sweeps/<grid>")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")
-    chosen = parser.parse_args(arguments)
     try:
-        grid = read_grid(chosen.grid.resolve(), chosen.out)
-        if chosen.action == "list":
-            sys.stdout.write("".join(f"{job.name}\n" for job in grid.jobs))
-            return
-        check_writable(grid.folder)
-        if chosen.action == "job":
-            run_job(grid, chosen.name)
-            return
-        failed = run_grid(grid, chosen.processes) if chosen.action == "run" else []
-        tqdm.write(f"wrote {collect(grid)}", file=sys.stderr)
+        with interruptible():
+            _act(parser.parse_args(arguments))
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted: start it again, and what has finished is kept") from None
+
+
+def _act(chosen: argparse.Namespace) -> None:
+    """Do what the command line asks for.
+
+    Raises:
+        ValueError: Naming what cannot be done, or how many runs failed.
+    """
+    grid = read_grid(chosen.grid.resolve(), chosen.out)
+    if chosen.action in ("list", "waiting"):
+        jobs = [job for job in grid.jobs if chosen.action == "list" or not grid.done(job)]
+        sys.stdout.write("".join(f"{job.name}\n" for job in jobs))
+        return
+    check_writable(grid.folder)
+    if chosen.action == "job":
+        run_job(grid, chosen.name)
+        return
+    failed = run_grid(grid, chosen.processes) if chosen.action == "run" else []
+    if len(failed) < len(grid.jobs):
+        tqdm.write(f"wrote {collect(grid)}", file=sys.stderr)
     if failed:
-        raise SystemExit(f"error: {len(failed)} of {len(grid.jobs)} runs failed; see their logs")
+        raise ValueError(f"{len(failed)} of {len(grid.jobs)} runs failed; see their logs")
 
 
 if __name__ == "__main__":

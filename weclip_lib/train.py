@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,16 +24,15 @@ from weclip_lib.config import Budget, Profile
 from weclip_lib.datasets import LabelledImages, MaskedImages, open_profile
 from weclip_lib.distributed import Group, joined
 from weclip_lib.evaluate import score_decoders
-from weclip_lib.files import check_writable, locked, whole, write_text
+from weclip_lib.files import check_writable, locked, only_one, whole, write_text
 from weclip_lib.loop import NOTHING, Long, Trained, rfm_label, train_decoder
 from weclip_lib.metrics import scores
 from weclip_lib.model import WeCLIP
+from weclip_lib.options import at_least
 from weclip_lib.repro import seed_everything, source_hash
 from weclip_lib.results import outside_results
 from weclip_lib.sources import AugmentedSource, Source
 from weclip_lib.watch import Watcher, curve_writer
-
-MADE_BY = ("affinity", "cam", "decoder", "loop", "losses", "model", "par", "rfm", "sources")
 
 
 def decoder_key(model: WeCLIP, source: Source, budget: Budget, seed: int) -> str:
@@ -44,7 +44,7 @@ def decoder_key(model: WeCLIP, source: Source, budget: Budget, seed: int) -> str
         [tuple(p.shape) for p in model.decoder.parameters()],
         frozen_key(model),
         source.key,
-        source_hash(*MADE_BY),
+        source_hash("loop"),
     )
     return sha256(repr(about).encode()).hexdigest()[:16]
 
@@ -137,8 +137,7 @@ def run(arguments: argparse.Namespace, group: Group) -> None:
         setting = replace(setting, method=replace(setting.method, rfm_start=1.0))
     numbers = {name: getattr(arguments, name) for name in ("steps", "batch", "crop")}
     budget = replace(setting.budget, **{name: v for name, v in numbers.items() if v})
-    folder = outside_results(arguments.out)
-    check_writable(folder)
+    folder = arguments.out
     backbone = load_backbone(setting.backbone, setting.weights, setting.statistics)
     size = backbone.patch_size
     if budget.crop % size:
@@ -175,8 +174,9 @@ def run(arguments: argparse.Namespace, group: Group) -> None:
     watch = None
     if arguments.watch:
         shown = LabelledImages(
-            data, split, setting.labels, min_size=size, limit=arguments.watch, square=budget.crop
-        )
+            data, split, setting.labels, min_size=size, limit=arguments.watch,
+            square=budget.crop, skip_broken=arguments.skip_broken,
+        )  # fmt: skip
         watch = Watcher(shown, folder, note, writes=group.is_first)
     train_decoder(model, source, budget, seed=arguments.seed, watch=watch, long=long)
     if group.is_first:
@@ -191,30 +191,46 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and curves")
     parser.add_argument("--data-dir", default="", help="of the pictures; default data/<profile>")
     parser.add_argument("--split", default="", help="to train on; default the profile's")
-    parser.add_argument("--pictures", type=int, default=0, help="only the first so many; 0: all")
+    parser.add_argument(
+        "--pictures", type=at_least(0), default=0, help="only the first so many; 0: all"
+    )
     parser.add_argument("--supervised", action="store_true", help="learn from masks, not from tags")
     parser.add_argument("--skip-broken", action="store_true", help="leave broken pictures out")
     parser.add_argument("--backbone", default="", help="an open_clip model; default the profile's")
     parser.add_argument("--weights", default="", help="a tag of open_clip, or a file")
-    parser.add_argument("--steps", type=int, default=0, help="0: the profile's")
-    parser.add_argument("--batch", type=int, default=0, help="of all processes; 0: the profile's")
-    parser.add_argument("--crop", type=int, default=0, help="pixels a side; 0: the profile's")
-    parser.add_argument("--accumulate", type=int, default=1, help="parts of a batch, in turn")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action="store_true", help="autocast in bfloat16")
-    parser.add_argument("--device", default="", help="cpu or cuda; default: a GPU if there is one")
-    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1))
-    parser.add_argument("--checkpoint-every", type=int, default=1000, help="steps")
-    parser.add_argument("--validate-every", type=int, default=0, help="steps; 0: never")
-    parser.add_argument("--validate-pictures", type=int, default=0, help="0: all")
+    parser.add_argument("--steps", type=at_least(0), default=0, help="0: the profile's")
     parser.add_argument(
-        "--watch", type=int, default=0, help="keep labels of the first so many pictures, ten times"
+        "--batch", type=at_least(0), default=0, help="of all processes; 0: the profile's"
+    )
+    parser.add_argument(
+        "--crop", type=at_least(0), default=0, help="pixels a side; 0: the profile's"
+    )
+    parser.add_argument(
+        "--accumulate", type=at_least(1), default=1, help="parts of a batch, in turn"
+    )
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--bf16", action="store_true", help="autocast in bfloat16")
+    parser.add_argument(
+        "--device", default="", help="cpu, cuda, mps; default: a GPU if there is one"
+    )
+    parser.add_argument("--workers", type=at_least(0), default=min(4, os.cpu_count() or 1))
+    parser.add_argument("--checkpoint-every", type=at_least(1), default=1000, help="steps")
+    parser.add_argument("--validate-every", type=at_least(0), default=0, help="steps; 0: never")
+    parser.add_argument("--validate-pictures", type=at_least(0), default=0, help="0: all")
+    parser.add_argument(
+        "--watch",
+        type=at_least(0),
+        default=0,
+        help="keep labels of the first so many pictures, ten times",
     )
     parser.add_argument("--val", default="val", help="split that is validated on")
     arguments = parser.parse_args(given)
     try:
+        check_writable(outside_results(arguments.out))
         with joined(arguments.device) as group:
-            run(arguments, group)
+            alone = only_one(arguments.out / "trained.safetensors")
+            with alone if group.is_first else nullcontext():
+                run(arguments, group)
     except (ValueError, FloatingPointError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:

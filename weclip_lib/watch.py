@@ -3,7 +3,6 @@
 Masks are not read here: what is kept is held against them afterwards (`judge.py`).
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +10,21 @@ from pathlib import Path
 import pandas as pd
 import torch
 from jaxtyping import UInt8
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weclip_lib.backbone import Backbone
-from weclip_lib.checkpoint import load_weights, read_note, read_tensors
+from weclip_lib.checkpoint import load_weights, read_note, read_tensors, save_tensors
 from weclip_lib.datasets import LabelledImages, normalise
 from weclip_lib.decoder import Decoder
 from weclip_lib.evaluate import label_map
-from weclip_lib.files import whole, write_text
+from weclip_lib.files import reading, write_text
 from weclip_lib.model import WeCLIP
 
 FOLDER = "watched"
 DECODER = "decoder."  # before the names of its tensors
+KINDS = ("pseudo_label", "prediction")
+COLUMNS = ["iteration", "metric", "value"]  # of the curve
+REMEDY = "train again, into an empty folder"
 
 
 def curve_writer(folder: Path) -> Callable[[list[dict[str, float]]], None]:
@@ -91,9 +92,7 @@ class Watcher:
 def save_watched(path: Path, model: WeCLIP, kept: dict[str, Tensor], note: dict) -> None:
     """Write label maps and the decoder that made them; whole, or not at all."""
     weights = model.decoder.state_dict()
-    tensors = kept | {DECODER + name: value.contiguous() for name, value in weights.items()}
-    with whole(path) as partial:
-        save_file(tensors, partial, metadata={"note": json.dumps(note, sort_keys=True)})
+    save_tensors(kept | {DECODER + name: value for name, value in weights.items()}, path, note)
 
 
 @dataclass(frozen=True)
@@ -138,23 +137,36 @@ def read_run(folder: Path) -> Run:
             f"{folder / FOLDER} holds no watched pictures: train with `--watch 8`, "
             "or give the folder of another run"
         )
-    states = [read_tensors(path) for path in paths]
-    note = read_note(paths[-1])
-    curve = folder / "curve.csv"
-    columns = ["iteration", "metric", "value"]
-    return Run(
-        [int(path.stem.removeprefix("step-")) for path in paths],
-        note["names"],
-        note["split"],
-        note["classes"],
-        *(
-            torch.stack([state[kind] for state in states])
-            for kind in ("pseudo_label", "prediction")
-        ),
-        pd.read_csv(curve) if curve.exists() else pd.DataFrame(columns=columns),
-        note,
-        [
-            {n.removeprefix(DECODER): t for n, t in s.items() if n.startswith(DECODER)}
-            for s in states
-        ],
-    )
+    note, states = read_note(paths[0]), []
+    for path in paths:
+        states.append(_read_step(path, note, states))
+    curve = pd.DataFrame(columns=COLUMNS)
+    if (written := folder / "curve.csv").exists():
+        with reading(written, REMEDY):
+            curve = pd.read_csv(written)[COLUMNS].astype({"iteration": int, "value": float})
+    with reading(paths[0], REMEDY):
+        return Run(
+            [int(path.stem.removeprefix("step-")) for path in paths],
+            note["names"],
+            note["split"],
+            note["classes"],
+            *(torch.stack([state[kind] for state in states]) for kind in KINDS),
+            curve,
+            note,
+            [
+                {n.removeprefix(DECODER): t for n, t in s.items() if n.startswith(DECODER)}
+                for s in states
+            ],
+        )
+
+
+def _read_step(path: Path, note: dict, before: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of one time that a run was watched; those of another run are refused."""
+    state = read_tensors(path)
+    with reading(path, REMEDY):
+        for kind in KINDS:
+            if state[kind].dtype != torch.uint8 or len(state[kind]) != len(note["names"]):
+                raise ValueError(f"its {kind} is no label map for each watched picture")
+            if read_note(path) != note or any(s[kind].shape != state[kind].shape for s in before):
+                raise ValueError("it is of another run than those before")
+    return state

@@ -5,13 +5,16 @@ Nothing falls back in silence: without its weights there is no backbone.
 
 import json
 import logging
+import math
 from hashlib import sha256
 from pathlib import Path
 
 import open_clip
 from torch import nn
 
-from weclip_lib.checkpoint import load_clip
+from weclip_lib.archive import OPENAI_NUMBERS
+from weclip_lib.checkpoint import load_weights, read_tensors
+from weclip_lib.files import in_a_line, reading
 
 MINICLIP_FOLDER = Path(__file__).resolve().parents[1] / "data" / "miniclip"
 IN_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # names of open_clip
@@ -59,43 +62,101 @@ def miniclip_weights() -> tuple[Path, frozenset[str]]:
     """The weights that ship, checked, and the words of their training captions.
 
     Raises:
-        FileNotFoundError: If they are not there.
-        ValueError: If they are not the file that ships.
+        FileNotFoundError: If they, or the card that describes them, are not there.
+        ValueError: If they are not the files that ship.
     """
-    card = json.loads((MINICLIP_FOLDER / "card.json").read_text())
-    path = MINICLIP_FOLDER / "MiniCLIP.safetensors"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: restore it with `git checkout -- {path.name}`")
-    found = sha256(path.read_bytes()).hexdigest()
-    if found != card["sha256"]:
+    root, place = MINICLIP_FOLDER.parents[1], "/".join(MINICLIP_FOLDER.parts[-2:])
+    remedy = f"restore it with `git checkout -- {place}` in {root}"
+    path, card = MINICLIP_FOLDER / "MiniCLIP.safetensors", MINICLIP_FOLDER / "card.json"
+    for needed in (path, card):
+        if not needed.exists():
+            raise FileNotFoundError(f"{needed} is missing: {remedy}")
+    with reading(card, remedy):
+        shown = json.loads(card.read_bytes())
+        expected, words = shown["sha256"], frozenset(shown["vocabulary"])
+    with reading(path, remedy):
+        found = sha256(path.read_bytes()).hexdigest()
+        if found != expected:
+            raise ValueError(f"it is not the file that ships, but one with sha256 {found[:12]}...")
+    return path, words
+
+
+def _other(name: str) -> str | None:
+    """The model of open_clip that differs in nothing but its activation, if there is one."""
+    wanted = open_clip.get_model_config(name)
+    wanted["quick_gelu"] = not wanted.get("quick_gelu", False)
+    for other in open_clip.list_models():
+        if {"quick_gelu": False, **open_clip.get_model_config(other)} == wanted:
+            return other
+    return None
+
+
+def _check_activation(name: str, source: str, *, quick: bool) -> None:
+    """Refuse weights of the other activation: their shapes fit, and every result is wrong."""
+    if open_clip.get_model_config(name).get("quick_gelu", False) != quick:
+        kinds = ("GELU", "QuickGELU")
         raise ValueError(
-            f"{path} is not the file that ships (sha256 {found[:12]}..., "
-            f"expected {card['sha256'][:12]}...): restore it from git or run `make pretrain`"
+            f"{source} was trained with {kinds[quick]}, {name} has {kinds[not quick]}: "
+            f"choose {_other(name) or 'the model that it was made for'}"
         )
-    return path, frozenset(card["vocabulary"])
 
 
-def _in_folder(folder: Path) -> tuple[Path, Statistics | None]:
+def _from_file(name: str, path: Path) -> nn.Module:
+    """A model with the weights of a file, in the model's precision."""
+    clip, state = untrained(name), read_tensors(path)
+    given = {number: state.pop(number) for number in OPENAI_NUMBERS if number in state}
+    here = (clip.visual.image_size[0], clip.context_length, clip.vocab_size)
+    for number, own in zip(OPENAI_NUMBERS, here, strict=True):
+        if number in given and given[number].tolist() != own:
+            raise ValueError(
+                f"{path} has {number} {given[number].tolist()}, {name} has {own}: "
+                "choose the model that it was made for"
+            )
+    load_weights(clip, state, str(path))
+    if len(given) == len(OPENAI_NUMBERS):
+        _check_activation(name, str(path), quick=True)
+    return clip
+
+
+def _from_folder(name: str, folder: Path) -> tuple[nn.Module, Statistics | None]:
     """Weights of a checkpoint folder of open_clip, and the statistics that its config names."""
     files = [folder / name for name in IN_FOLDER if (folder / name).exists()]
     if not files:
         raise FileNotFoundError(f"{folder} has none of {', '.join(IN_FOLDER)}")
-    config = folder / "open_clip_config.json"
-    if not config.exists():
-        return files[0], None
-    shown = json.loads(config.read_text()).get("preprocess_cfg", {})
-    given = "mean" in shown and "std" in shown
-    return files[0], (tuple(shown["mean"]), tuple(shown["std"])) if given else None
+    config, statistics = folder / "open_clip_config.json", None
+    if config.exists():
+        with reading(config, "get it anew, or remove it to use the statistics of the model"):
+            shown = json.loads(config.read_bytes())
+            prepared, model = shown.get("preprocess_cfg", {}), shown.get("model_cfg")
+            if "mean" in prepared or "std" in prepared:
+                statistics = _statistics(prepared.get("mean"), prepared.get("std"))
+            quick = None if model is None else bool(model.get("quick_gelu", False))
+        if quick is not None:
+            _check_activation(name, str(folder), quick=quick)
+    return _from_file(name, files[0]), statistics
+
+
+def _statistics(mean: object, std: object) -> Statistics:
+    for values in (mean, std):
+        numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
+        if not numbers or len(values) != 3 or not all(map(math.isfinite, values)):
+            raise ValueError(f"mean {mean}, std {std}: each must be three numbers")
+    if min(std) <= 0:
+        raise ValueError(f"std {std}: each must be more than 0")
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def _by_tag(name: str, tag: str) -> nn.Module:
     """Weights that open_clip fetches, or has fetched before."""
-    tags = open_clip.list_pretrained_tags_by_model(name)
+    tags, other = open_clip.list_pretrained_tags_by_model(name), _other(name)
+    if tag not in tags and other and tag in open_clip.list_pretrained_tags_by_model(other):
+        _check_activation(name, f"weights {tag!r}", quick=_quick(other, tag))
     if tag not in tags:
         raise ValueError(
             f"weights {tag!r} are neither a file nor a tag of {name}: "
             f"give a path, or one of {', '.join(tags) or 'no tags'}"
         )
+    _check_activation(name, f"weights {tag!r}", quick=_quick(name, tag))
     try:
         return open_clip.create_model(name, pretrained=tag, require_pretrained=True)
     except Exception as error:  # libraries of hubs raise their own, and wrap network errors
@@ -104,11 +165,15 @@ def _by_tag(name: str, tag: str) -> nn.Module:
         where = " or ".join(
             place for place in (about.get("url"), about.get("hf_hub") and hub) if place
         )
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
         raise FileNotFoundError(
-            f"the weights {tag!r} of {name} are not here and cannot be fetched ({reason}): get "
-            f"{where} with another machine, and give its path as `weights`"
+            f"the weights {tag!r} of {name} are not here and cannot be fetched "
+            f"({in_a_line(error)}): get {where} with another machine, "
+            "and give its path as `weights`"
         ) from error
+
+
+def _quick(name: str, tag: str) -> bool:
+    return open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
 
 
 def load_pretrained(name: str, weights: str | Path) -> tuple[nn.Module, Statistics]:
@@ -123,10 +188,9 @@ def load_pretrained(name: str, weights: str | Path) -> tuple[nn.Module, Statisti
     """
     path, stated = Path(weights), None
     if path.is_dir():
-        path, stated = _in_folder(path)
-    if path.is_file():
-        clip = untrained(name)
-        load_clip(clip, path)
+        clip, stated = _from_folder(name, path)
+    elif path.exists():
+        clip = _from_file(name, path)
     else:
         clip = _by_tag(name, str(weights))
     return clip, stated or (clip.visual.image_mean, clip.visual.image_std)
