@@ -16,12 +16,14 @@ ALLOWED = {
     "options": set(),
     **dict.fromkeys(MATHS, LEAVES),
     "backbone": LEAVES | MATHS | {"weights"},
-    "weights": {"checkpoint"},
+    "archive": {"files"},
+    "weights": {"archive", "checkpoint", "files"},
     "decoder": LEAVES | MATHS,
-    "checkpoint": LEAVES,
+    "checkpoint": LEAVES | {"archive"},
     "last_block": {"backbone"},
     "cam": LEAVES | MATHS | {"backbone", "last_block"},
     "rfm": LEAVES | MATHS,
+    "records": {"config", "files", "repro"},
     "model": LEAVES | MATHS | {"backbone", "decoder", "cam", "rfm"},
     "minivoc": LEAVES | {"pictures"},
     "pictures": {"files", "labels"},
@@ -34,7 +36,7 @@ ALLOWED = {
     "datasets": LEAVES | {"agreement", "layouts", "minivoc", "pictures"},
     "pretrain": LEAVES | {"minivoc", "backbone", "weights"},
     "cache": LEAVES | {"datasets", "model", "repro"},
-    "distributed": set(),
+    "distributed": {"options"},
     "sources": {"cache", "datasets", "files", "labels", "model"},
     "state": LEAVES | {"checkpoint", "distributed"},
     "probe": LEAVES | MATHS | {"backbone"},
@@ -51,21 +53,22 @@ ALLOWED = {
     | {"backbone", "cache", "checkpoint", "datasets", "distributed", "evaluate", "loop", "metrics"}
     | {"model", "repro", "results", "sources", "watch"},
     "evaluate": LEAVES | MATHS | {"backbone", "datasets", "decoder"},
+    "plan": LEAVES | {"layouts", "pictures"},
     "inference": LEAVES
     | {"backbone", "checkpoint", "datasets", "decoder", "evaluate", "metrics", "pictures"}
-    | {"plotting"},
+    | {"plan", "plotting"},
     "study": LEAVES
     | {"backbone", "cache", "datasets", "evaluate", "loop", "metrics", "model", "repro", "sources"}
     | {"train", "watch"},
     "repro": LEAVES,
-    "results": LEAVES | {"repro"},
+    "results": LEAVES | {"records", "repro", "runner"},
     "plotting": LEAVES,
     "bench": LEAVES | {"weights", "backbone", "cam", "evaluate", "loop", "model", "results"},
     "tried": LEAVES | {"backbone", "bench", "par", "results"},
-    "processes": {"repro"},
-    "runner": LEAVES | {"processes", "repro", "results"},
+    "processes": set(),
+    "runner": LEAVES | {"processes", "records", "repro"},
     "site": {"files", "repro", "runner"},
-    "sweep": LEAVES | {"processes", "repro", "results", "runner"},
+    "sweep": LEAVES | {"processes", "records", "repro", "runner"},
 }
 WIDGETS = {"parts", "explore", "viewer"}
 ONLY = {"matplotlib": {"plotting"}, "papermill": {"runner"}, "ipywidgets": WIDGETS}

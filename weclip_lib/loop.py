@@ -19,7 +19,7 @@ from weclip_lib.distributed import Group
 from weclip_lib.files import write_text
 from weclip_lib.model import Frozen, WeCLIP
 from weclip_lib.sources import Batch, Source
-from weclip_lib.state import checkpoints, load_state, save_state
+from weclip_lib.state import load_state, newest, save_state
 
 WARMUP_RATIO = 1e-6  # of the learning rate, at step 0; official PolyWarmupAdamW
 WATCHED_TIMES = 10  # that the pseudo labels of watched pictures are kept in a run
@@ -98,8 +98,8 @@ def _settings(model: WeCLIP, source: Source, budget: Budget, seed: int) -> dict:
         **{f"method.{name}": value for name, value in asdict(model.method).items()},
         **{f"budget.{name}": value for name, value in asdict(budget).items()},
         "seed": seed,
-        "class prompts": list(model.labels.class_prompts),
-        "background prompts": list(model.labels.backgrounds),
+        "class prompts (classes.csv)": list(model.labels.class_prompts),
+        "background prompts (backgrounds.txt)": list(model.labels.backgrounds),
         "backbone": backbone_key(model),
         **source.about,
     }
@@ -208,8 +208,8 @@ def train_decoder(
     rfm_from = round(model.method.rfm_start * budget.steps)
     history, losses, first = [], [], 0
     settings = _settings(model, source, budget, seed) if long.folder else {}
-    if long.folder and (found := checkpoints(long.folder)):
-        about = load_state(found[-1], model.decoder, optimizer, settings, group)
+    if long.folder and (found := newest(long.folder, group)):
+        about = load_state(found, model.decoder, optimizer, settings, group)
         history, first = about["history"], about["step"]
         losses = [torch.tensor(one, device=group.device) for one in about["losses"]]
     group.share_weights(model.decoder)

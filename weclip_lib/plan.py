@@ -91,7 +91,9 @@ def _inside(place: Path, out: Path | None) -> list[tuple[str, Path]]:
         _say(f"left out in {folder}: {len(masks)} files that are masks, or predict's ({masks[0]})")
     if others:
         _say(others)
-    return [(name, path) for name, path in pictures.items() if name not in set(masks)]
+    for name in masks:
+        del pictures[name]
+    return list(pictures.items())
 
 
 def _masks_below(folder: Path, pictures: dict[str, Path], out: Path | None) -> list[str]:

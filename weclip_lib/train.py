@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from weclip_lib.backbone import load_backbone
 from weclip_lib.cache import FrozenDataset, frozen_key
-from weclip_lib.checkpoint import load_weights, read_note, save_weights
+from weclip_lib.checkpoint import load_weights, read_note, read_tensors, save_weights
 from weclip_lib.config import Budget, Profile
 from weclip_lib.datasets import LabelledImages, MaskedImages, open_profile
 from weclip_lib.distributed import Group, joined
@@ -29,8 +29,7 @@ from weclip_lib.loop import NOTHING, Long, Trained, rfm_label, train_decoder
 from weclip_lib.metrics import scores
 from weclip_lib.model import WeCLIP
 from weclip_lib.options import at_least
-from weclip_lib.repro import seed_everything, source_hash
-from weclip_lib.results import outside_results
+from weclip_lib.repro import outside_results, seed_everything, source_hash
 from weclip_lib.sources import AugmentedSource, Source
 from weclip_lib.watch import Watcher, curve_writer
 
@@ -44,7 +43,7 @@ def decoder_key(model: WeCLIP, source: Source, budget: Budget, seed: int) -> str
         [tuple(p.shape) for p in model.decoder.parameters()],
         frozen_key(model),
         source.key,
-        source_hash("loop"),
+        source_hash("train"),
     )
     return sha256(repr(about).encode()).hexdigest()[:16]
 
@@ -75,7 +74,7 @@ def trained_decoder(
     beside = folder / "watched" / f"{path.stem}-{watching}.safetensors"
     with locked(path):
         if path.exists() and (not watch or beside.exists()):
-            load_weights(model.decoder, load_file(path), str(path))
+            load_weights(model.decoder, read_tensors(path), str(path))
             kept = load_file(beside) if watch else {"labels": NOTHING, "at": torch.empty(0)}
             at = kept["at"].tolist()
             return Trained(model.eval(), **read_note(path), watched=kept["labels"], watched_at=at)
