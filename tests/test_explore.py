@@ -18,7 +18,7 @@ from weclip_lib.ties import Affinities
 FILES = {
     "notes.txt": (b"no picture at all", "notes.txt cannot be read"),
     "cut.jpg": (None, "cut.jpg cannot be read"),
-    "print.tif": (None, "print.tif is a picture of mode CMYK"),
+    "range.tif": (None, "range.tif holds numbers without a known range"),
     "vast.png": (None, "vast.png has far too many pixels: shrink it below 40 megapixels"),
     "large.png": (None, "large.png has 9000x5000 pixels: shrink it below 40 megapixels"),
 }
@@ -35,7 +35,7 @@ def bad_file(name: str) -> bytes:
     made = {
         "notes.txt": lambda: FILES["notes.txt"][0],
         "cut.jpg": lambda: encoded(noise, "JPEG")[:2000],
-        "print.tif": lambda: encoded(noise.convert("CMYK"), "TIFF"),
+        "range.tif": lambda: encoded(noise.convert("F"), "TIFF"),
         "vast.png": lambda: encoded(Image.new("L", (20_000, 20_000)), "PNG"),
         "large.png": lambda: encoded(Image.new("L", (9000, 5000)), "PNG"),
     }

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,10 +23,12 @@ from weclip_lib.backbone import load_backbone
 from weclip_lib.config import PROFILES
 from weclip_lib.datasets import LabelledImages, MaskedImages
 from weclip_lib.distributed import joined
+from weclip_lib.files import Unusable, only_one
 from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.loop import Long, train_decoder
 from weclip_lib.minivoc import write_voc
 from weclip_lib.model import WeCLIP
+from weclip_lib.pictures import read_mask, write_mask
 from weclip_lib.repro import ROOT
 from weclip_lib.sources import AugmentedSource, augment
 
@@ -203,23 +207,81 @@ def test_killed_anywhere(world, tmp_path) -> None:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
 
-def test_bad_checkpoints(backbone, world, tmp_path) -> None:
+def test_checkpoints_of_another_run_say_what_differs(backbone, world, tmp_path) -> None:
     long = Long(folder=tmp_path, checkpoint_every=2)
     train_here(backbone, world, long)
-    with pytest.raises(ValueError, match=r"run with budget\.steps 4, this one has 5: choose anot"):
+    with pytest.raises(ValueError, match=r"budget\.steps was 4 and is 5: choose another --out"):
         train_here(backbone, world, long, budget=replace(BUDGET, steps=5))
-    words = replace(SMOKE.labels, prompts={"cat": "fish"})
+    words = replace(SMOKE.labels, prompts={"cat": "bird fish"})
     other = WeCLIP(backbone, words, build(backbone).method, SMOKE.decoder)
     source = AugmentedSource(LabelledImages(world, "train", SMOKE.labels), BUDGET.crop)
-    with pytest.raises(ValueError, match="is of a run with backbone and prompts"):
-        train_decoder(other, source, BUDGET, seed=3, long=long)
-    newest = state.checkpoints(tmp_path)[-1]
-    path = newest / "state.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(
-        ValueError, match=f"{newest.name} is damaged .*to go on from the one before"
+        ValueError, match=r"class prompts \(classes\.csv\): 'bird fish' added and 'cat' rem"
     ):
+        train_decoder(other, source, BUDGET, seed=3, long=long)
+
+
+def test_damaged_checkpoints_are_passed_over(backbone, world, tmp_path, capsys) -> None:
+    """The one before is taken, and the end is that of a run without damage; none left: an error."""
+    plain = train_here(backbone, world)
+    long = Long(folder=tmp_path, checkpoint_every=1)
+    train_here(backbone, world, long)
+    kept = state.checkpoints(tmp_path)
+    for path, length in ((kept[-1] / "state.safetensors", 1000), (kept[-2] / "state.json", 20)):
+        path.write_bytes(path.read_bytes()[:length])
+    resumed = train_here(backbone, world, long)
+    said = capsys.readouterr().err
+    assert all(f"{path.name}" in said for path in kept[-2:]) and kept[-3].name not in said
+    for one, other in zip(weights(plain), weights(resumed), strict=True):
+        assert torch.equal(one, other)
+    for path in state.checkpoints(tmp_path):
+        (path / "decoder.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{tmp_path}"):
         train_here(backbone, world, long)
+
+
+def test_copied_pictures_are_the_same_and_changed_ones_are_not(backbone, world, tmp_path) -> None:
+    data, long = tmp_path / "data", Long(folder=tmp_path / "run", checkpoint_every=2)
+    shutil.copytree(world, data)
+    plain = train_here(backbone, data, long)
+    shutil.rmtree(data)
+    shutil.copytree(world, data, copy_function=shutil.copyfile)  # other times
+    again = train_here(backbone, data, long)
+    assert again.history == plain.history
+    path = data / "JPEGImages" / "train_00000.jpg"
+    shutil.copyfile(data / "JPEGImages" / "train_00001.jpg", path)
+    with pytest.raises(ValueError, match="is of another run: pictures"):
+        train_here(backbone, data, long)
+    shutil.copyfile(world / "JPEGImages" / "train_00000.jpg", path)
+    table = data / "labels.csv"
+    table.write_text(re.sub("train_00000,.*", "train_00000,", table.read_text()))
+    with pytest.raises(ValueError, match=r"names and tags \(train\.txt and labels\.csv\)"):
+        train_here(backbone, data, long)
+
+
+def test_corrected_masks_are_another_source(world, tmp_path) -> None:
+    data = shutil.copytree(world, tmp_path / "data")
+
+    def key() -> str:
+        return AugmentedSource(MaskedImages(data, "train", SMOKE.labels), 80).key
+
+    before, path = key(), data / "SegmentationClass" / "train_00000.png"
+    assert key() == before
+    mask = read_mask(path, 13)
+    write_mask(path, np.where(mask == mask.max(), 0, mask).astype(np.uint8))
+    assert key() != before
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_breaks_on_the_way_is_named(backbone, world, tmp_path, workers) -> None:
+    """Also by a worker process, without its traceback."""
+    data = shutil.copytree(world, tmp_path / "data")
+    source = AugmentedSource(LabelledImages(data, "train", SMOKE.labels), 80, workers=workers)
+    for path in (data / "JPEGImages").glob("train*"):
+        path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(Unusable) as error:
+        train_decoder(build(backbone), source, BUDGET, seed=3)
+    assert "cannot be read" in str(error.value) and "Traceback" not in str(error.value)
 
 
 def test_full_disk_keeps_the_checkpoint_before(backbone, world, tmp_path, monkeypatch) -> None:
@@ -290,6 +352,33 @@ def test_validation_changes_nothing(backbone, world) -> None:
 
 
 @pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(
+            (name, -1)
+            for name in ("steps", "pictures", "watch", "batch", "crop", "workers", "seed")
+        ),
+        *((name, 0) for name in ("checkpoint-every", "accumulate")),
+        ("batch", "two"),
+    ],
+)
+def test_numbers_are_refused_by_name(tmp_path, capsys, option, value) -> None:
+    with pytest.raises(SystemExit):
+        train.main([*COMMAND, "--out", str(tmp_path / "out"), f"--{option}", str(value)])
+    assert f"argument --{option}: {value}: give a whole number of" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_into_one_folder(tmp_path) -> None:
+    with only_one(tmp_path / "trained.safetensors"):
+        # The lock is the process's own; a second one is refused.
+        line = [sys.executable, "-m", "weclip_lib.train", *COMMAND, "--out", str(tmp_path)]
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"process {os.getpid()} on " in done.stderr and "trained.safetensors" in done.stderr
+
+
+@pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--profile", "vok"], "unknown profile 'vok'"),
@@ -298,7 +387,7 @@ def test_validation_changes_nothing(backbone, world) -> None:
         (["--split", "none"], r"none\.txt is missing: splits here are"),
         (["--crop", "81"], "crops of 81 pixels are no multiple of a patch of 8"),
         (["--weights", "none.pt"], "are neither a file nor a tag of MiniCLIP"),
-        (["--device", "gpu"], "device 'gpu': choose cpu or cuda"),
+        (["--device", "gpu"], "device 'gpu': torch sees only cpu"),
         (["--batch", "400"], "16 pictures.* do not fill a batch of 400"),
     ],
 )

@@ -8,6 +8,7 @@ import torch
 
 from weclip_lib.config import PROFILES
 from weclip_lib.datasets import data_folder
+from weclip_lib.sources import FrozenSource
 from weclip_lib.study import Study, Variant
 
 SMOKE = PROFILES["smoke"]
@@ -81,6 +82,28 @@ def test_masks_of_some_pictures(study) -> None:
     assert parts[0] != study.masked_rows(quarter, 4)
     with pytest.raises(ValueError, match="do not fill a batch"):
         study.train_decoder(Variant("m", masks=0.07), BUDGET, 0)
+
+
+def test_a_part_that_is_no_picture_is_refused(study) -> None:
+    """It would be an empty choice, and that was once taken for all."""
+    with pytest.raises(ValueError, match=r"masks is 0.002, none of 16 pictures: 0.0625 is one"):
+        study.train_decoder(Variant("m", masks=0.002), BUDGET, 0)
+    assert len(FrozenSource(study.features(Variant("x")), study.true_labels, [])) == 0
+
+
+def test_more_maps_than_the_profile_reads_are_really_read(study) -> None:
+    every = Variant("all maps", method={"rfm_layers": 12})
+    assert len(study.features(Variant("x")).frozen([0]).attention) == 10
+    assert len(study.features(every).frozen([0]).attention) == 12
+    with pytest.raises(ValueError, match="rfm_layers is 13: give a whole number from 1 to 12"):
+        study.model(Variant("x", method={"rfm_layers": 13}))
+    with pytest.raises(ValueError, match="10 attention maps were kept, the method reads 12"):
+        study.model(every).refine_cam(study.features(Variant("x")).frozen([0]))
+
+
+def test_another_template_has_features_of_its_own(study) -> None:
+    other = Variant("photo", method={"template": "a photo of a {}."})
+    assert study.features(other).key != study.features(Variant("x")).key
 
 
 def test_pictures_that_are_augmented(study, tmp_path) -> None:

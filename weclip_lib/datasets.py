@@ -94,9 +94,11 @@ class LabelledImages:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Hashes of all that training sees: names with tags, and the bytes of the pictures."""
+        """Hashes of all that training sees: names with tags, and the bytes of the files."""
+        lists = "labels.csv" if is_own(self.folder) else f"{self.split}.txt and labels.csv"
         tags = repr((self.names, self.image_labels.tolist(), self.square))
-        found = {"tags": sha256(tags.encode()).hexdigest(), "pictures": _digest(self.images)}
+        found = {f"names and tags ({lists})": sha256(tags.encode()).hexdigest()}
+        found["pictures"] = _digest(self.images)
         return found | ({"masks": _digest(self._masks)} if self.has_masks else {})
 
     def digest(self) -> str:

@@ -58,7 +58,7 @@ def files_below(folder: Path) -> dict[str, Path]:
     not there has none.
 
     Raises:
-        Unusable: If a folder cannot be read.
+        Unusable: If a folder cannot be read, or two names differ in their Unicode form alone.
     """
 
     def refuse(error: OSError) -> None:
@@ -81,7 +81,9 @@ def files_below(folder: Path) -> dict[str, Path]:
         for name in names:
             if not name.startswith("."):
                 shown = name if below == "." else f"{below}/{name}"
-                found[unicodedata.normalize("NFC", shown)] = Path(where, name)
+                other = found.setdefault(unicodedata.normalize("NFC", shown), Path(where, name))
+                if other != Path(where, name):
+                    raise Unusable(f"{folder} holds {shown!r} in two Unicode forms: rename one")
     return dict(sorted(found.items()))
 
 
