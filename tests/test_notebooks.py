@@ -2,14 +2,19 @@
 
 import importlib
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from weclip_lib import runner
+from weclip_lib.config import PROFILES
+from weclip_lib.pictures import write_mask
 from weclip_lib.repro import ROOT
 from weclip_lib.results import SCHEMAS
 
@@ -97,6 +102,57 @@ def test_solutions_hold(path, smoke_study) -> None:
             more = told if "parameters" in cell.metadata.get("tags", []) else ""
             exec(compile(cell.source + more, f"{path.name}, {cell.source[:40]!r}", "exec"), names)
     plt.close("all")
+
+
+def small_folder(folder, tags: list[str], *, masks: bool) -> None:
+    """Pictures of one's own with these tags, and perhaps masks of them."""
+    classes = sorted({tag for tagged in tags for tag in tagged.split(";") if tag})
+    (folder / "images").mkdir(parents=True)
+    rows = ["file,tags\n"]
+    for number, tagged in enumerate(tags):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 72, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"p{number}.jpg")
+        rows.append(f"p{number}.jpg,{tagged}\n")
+        mask = np.zeros((64, 72), np.uint8)
+        for tag in filter(None, tagged.split(";")):
+            mask[:, 9 * classes.index(tag) : 9 + 9 * classes.index(tag)] = 1 + classes.index(tag)
+        if masks:
+            write_mask(folder / "masks" / f"p{number}.png", mask)
+    (folder / "labels.csv").write_text("".join(rows))
+    (folder / "backgrounds.txt").write_text("grass\nsky\nwater\n")
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(
+    ("tags", "masks"),
+    [
+        (["boat", "cat", "boat;cat", "", "boat", "cat"], False),
+        (["boat"] * 6, True),  # one class, in every picture
+        (["boat;cat", "boat", "boat;cat;fish", "boat"], False),  # one class in every picture
+    ],
+)
+@pytest.mark.parametrize("name", ["01_cam_generation", "08_your_own_images"])
+def test_on_folders_as_people_have_them(name, tags, masks, tmp_path, monkeypatch, capsys) -> None:
+    smoke = PROFILES["smoke"]
+    small = replace(smoke.budget, crop=64, steps=1)
+    own = replace(PROFILES["folder"], backbone="MiniCLIP", weights="miniclip", long_side=64,
+                  statistics="own", decoder=smoke.decoder, budget=small)  # fmt: skip
+    monkeypatch.setitem(PROFILES, "folder", own)
+    small_folder(tmp_path / "own", tags, masks=masks)
+    told = {"profile": "folder", "data_dir": str(tmp_path / "own"), "out_dir": str(tmp_path / "o")}
+    names: dict = {}
+    for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells:
+        if cell.cell_type == "code":
+            more = f"\nglobals().update({told})" * ("parameters" in cell.metadata.get("tags", []))
+            exec(compile(cell.source + more, f"{name}, {cell.source[:40]!r}", "exec"), names)
+    plt.close("all")
+    assert (tmp_path / "o" / f"{name}.csv").exists() == masks
+    if name.startswith("08"):
+        everywhere = "boat" if all("boat" in tagged for tagged in tags) else ""
+        assert ("in every picture" in capsys.readouterr().out) == bool(everywhere)
+        assert names["known"].between(0, 1).all()
+        assert not (everywhere and everywhere in names["known"])
+        assert len(list((tmp_path / "o" / "masks").rglob("*.png"))) == len(tags)
 
 
 @pytest.mark.notebook

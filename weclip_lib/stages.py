@@ -20,7 +20,7 @@ from weclip_lib.affinity import box_mask, min_max, propagate_cam, transition_mat
 from weclip_lib.backbone import Backbone, ImageFeatures, run_block
 from weclip_lib.cam import enlarge_cam, grad_cam
 from weclip_lib.config import Method
-from weclip_lib.datasets import MaskedImages, normalise
+from weclip_lib.datasets import LabelledImages, MaskedImages, normalise
 from weclip_lib.labels import IGNORE_INDEX, LabelSet
 from weclip_lib.probe import block_grad_cam
 
@@ -40,11 +40,12 @@ class Picture:
     mask: UInt8[np.ndarray, "height width"] | None = None
 
 
-def picture(dataset: MaskedImages, row: int) -> Picture:
-    """A picture of a data set, with its tags and its mask."""
+def picture(dataset: LabelledImages, row: int) -> Picture:
+    """A picture of a data set, with its tags, and with its mask if the data set has masks."""
     present = zip(dataset.labels.classes, dataset.image_labels[row].tolist(), strict=True)
     tags = tuple(name for name, value in present if value)
-    return Picture(dataset.names[row], dataset.image(row), tags, dataset.mask(row))
+    mask = dataset.mask(row) if isinstance(dataset, MaskedImages) else None
+    return Picture(dataset.names[row], dataset.image(row), tags, mask)
 
 
 @dataclass(frozen=True)
