@@ -5,7 +5,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from tests import outcomes, parity
 from tests.golden import golden_gen
@@ -20,7 +20,7 @@ from weclip_lib.repro import ROOT
 from weclip_lib.study import Study
 
 settings.register_profile("default", max_examples=3, derandomize=True)
-settings.register_profile("campaign", max_examples=60)
+settings.register_profile("campaign", max_examples=60, phases=(Phase.generate,))
 settings.load_profile("default")
 
 

@@ -250,7 +250,14 @@ def test_train(change, supervised, tmp_path, capsys) -> None:
     ]
     arguments += ["--weights", "miniclip", "--batch", 2, "--crop", 32, "--steps", 1, "--workers", 0]
     arguments += ["--device", "cpu"] + ["--supervised"] * supervised
-    done = judge("train", train.main, arguments, folder, [name, *RELATED, "do not fill"], capsys)
+    done = judge(
+        "train",
+        train.main,
+        arguments,
+        folder,
+        [name, *RELATED, "do not fill", "the prompt"],
+        capsys,
+    )
     assert (out / "trained.safetensors").exists() == done
 
 
@@ -321,15 +328,20 @@ def test_parameters_of_the_runner(data, tmp_path, capsys, monkeypatch) -> None:
 @several
 @given(data=st.data())
 def test_grids(data, tmp_path, capsys) -> None:
-    grid = {"notebook": data.draw(st.sampled_from(["01_cam_generation", "99", "", None]))}
+    good = {"notebook": "01_cam_generation", "parameters": {"profile": "smoke", "seed": [0, 1]}}
     values = st.one_of(
         st.integers(-2, 5), words, st.lists(st.integers(0, 2), max_size=3), st.none()
     )
     keys = st.sampled_from(["seed", "pictures", "profile", "stepz", ""])
-    grid["parameters"] = data.draw(st.one_of(st.dictionaries(keys, values, max_size=3), words))
+    notebook = st.sampled_from([*[good["notebook"]] * 4, "99", "", None])
+    parameters = st.one_of(
+        st.just(good["parameters"]), st.dictionaries(keys, values, max_size=2), words
+    )
+    grid = {"notebook": data.draw(notebook), "parameters": data.draw(parameters)}
     content = yaml.safe_dump(grid).encode(data.draw(encodings), errors="replace")
+    cut = data.draw(st.one_of(st.just(len(content)), st.integers(1, len(content))))
     path = tmp_path / "grid.yml"
-    path.write_bytes(content[: data.draw(st.integers(1, len(content)))])
+    path.write_bytes(content[:cut])
     judge("sweep", sweep.main, ["list", path], tmp_path, ["grid.yml", "parameter"], capsys)
 
 

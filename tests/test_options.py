@@ -51,6 +51,8 @@ def test_kinds_of_values() -> None:
 @pytest.mark.parametrize("text", ["-1", "0", "1.5", "two", ""])
 def test_numbers_of_a_command_line(text) -> None:
     assert at_least(1)("3") == 3
+    with pytest.raises(ArgumentTypeError, match="give a whole number of at most 2147483647"):
+        at_least(1)("9" * 20)
     with pytest.raises(ArgumentTypeError, match="give a whole number of 1 or more"):
         at_least(1)(text)
 

@@ -28,7 +28,7 @@ from weclip_lib.metrics import confusion_matrix
 Key = TypeVar("Key", bound=Hashable)
 MOST_PATCHES = 4096  # that the network sees of a picture: 1024x1024 pixels of a ViT-B/16
 LOGITS_AT_ONCE = 2**24  # at a picture's size: 64 MB
-CRF_PIXELS = 2**20  # of a picture, at most: 1.3 GB with 21 classes; VOC's and COCO's are smaller
+CRF_PIXELS = 2**19  # of a picture, at most: 0.7 GB with 21 classes; VOC and COCO have fewer
 AHEAD = 16  # pictures that wait for their CRF, so that all cores have work,
 AHEAD_PIXELS = 3 * 2**19  # and so many pixels of them, however many cores: 2 GB with 21 classes
 Logits = Float[Tensor, "batch cls grid_h grid_w"]
@@ -139,7 +139,7 @@ def shown_to(
 
 
 def crf_size(height: int, width: int) -> tuple[int, int]:
-    """The size at which the CRF works on a picture: its own, or about a megapixel."""
+    """The size at which the CRF works on a picture: its own, or about half a megapixel."""
     shrink = min(1.0, math.sqrt(CRF_PIXELS / (height * width)))
     return max(1, int(height * shrink)), max(1, int(width * shrink))
 
@@ -149,7 +149,7 @@ def with_crf(
 ) -> UInt8[np.ndarray, "height width"]:
     """Class ids of one picture after the dense CRF, at the picture's size.
 
-    Of a picture of more than a megapixel, the ids of a smaller one are copied to their neighbours.
+    Of a picture of more than half a megapixel, the ids of a smaller one are copied to their neighbours.
     """
     height, width = image.shape[:2]
     small = crf_size(height, width)

@@ -32,8 +32,8 @@ def one_of(name: str, value: object, choices: tuple) -> None:
         raise ValueError(f"{name} is {value!r}: choose one of {', '.join(map(str, choices))}")
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """A type for argparse: whole numbers from `low` up."""
+def at_least(low: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `low` up to `most`."""
 
     def parse(text: str) -> int:
         try:
@@ -42,6 +42,8 @@ def at_least(low: int) -> Callable[[str], int]:
             value = low - 1
         if value < low:
             raise ArgumentTypeError(f"{text}: give a whole number of {low} or more")
+        if value > most:
+            raise ArgumentTypeError(f"{text}: give a whole number of at most {most}")
         return value
 
     return parse

@@ -202,17 +202,17 @@ def main(given: Sequence[str] | None = None) -> None:
         "--batch", type=at_least(0), default=0, help="of all processes; 0: the profile's"
     )
     parser.add_argument(
-        "--crop", type=at_least(0), default=0, help="pixels a side; 0: the profile's"
+        "--crop", type=at_least(0, 4096), default=0, help="pixels a side; 0: the profile's"
     )
     parser.add_argument(
         "--accumulate", type=at_least(1), default=1, help="parts of a batch, in turn"
     )
-    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--seed", type=at_least(0, 2**32 - 1), default=0)
     parser.add_argument("--bf16", action="store_true", help="autocast in bfloat16")
     parser.add_argument(
         "--device", default="", help="cpu, cuda, mps; default: a GPU if there is one"
     )
-    parser.add_argument("--workers", type=at_least(0), default=min(4, os.cpu_count() or 1))
+    parser.add_argument("--workers", type=at_least(0, 256), default=min(4, os.cpu_count() or 1))
     parser.add_argument("--checkpoint-every", type=at_least(1), default=1000, help="steps")
     parser.add_argument("--validate-every", type=at_least(0), default=0, help="steps; 0: never")
     parser.add_argument("--validate-pictures", type=at_least(0), default=0, help="0: all")
