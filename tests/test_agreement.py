@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from weclip_lib import doctor
 from weclip_lib.agreement import check_masks
 from weclip_lib.datasets import LabelledImages, MaskedImages
 from weclip_lib.layouts import own_labels, read_listing
@@ -65,6 +66,13 @@ def test_shifted_ids(folder) -> None:
         (folder / f"masks/{name}.png").unlink()
     (problem,) = found(folder).problems
     assert "the ids are one too high: 0 is background, and 1 is 'boat'" in problem
+
+
+def test_numbered_objects_are_not_called_shifted(folder) -> None:
+    """One too high would make the first object background."""
+    write_mask(folder / "masks/p0.png", np.repeat([[0, 1, 2]], 9, 0).repeat(4, 1).astype(np.uint8))
+    (problem,) = found(folder).problems
+    assert "holds 'boat' and 'cat'" in problem and "no number of an object" in problem
 
 
 def test_masks_of_other_pictures(folder) -> None:
@@ -136,7 +144,16 @@ def test_missing_damaged_and_unknown_ids(folder) -> None:
     assert "p1.png holds class id 77" in problems and "p2.png cannot be read" in problems
 
 
-@pytest.mark.parametrize("name", ["p0.PNG", "p0_mask.png", "p0.png.png", "p0.jpg", "other.png"])
+def test_a_link_to_nowhere_is_a_missing_mask(folder) -> None:
+    (folder / "masks/p0.png").unlink()
+    (folder / "masks/p0.png").symlink_to(folder / "gone.png")
+    report = doctor.examine(folder, own_labels(folder))
+    assert any("p0.png is missing" in problem for problem in report.problems)
+
+
+@pytest.mark.parametrize(
+    "name", ["p0.PNG", "p0_mask.png", "p0.png.png", "p0.jpg", "p0.npy", "other.png"]
+)
 def test_masks_that_belong_to_no_picture(folder, name) -> None:
     (folder / "masks/p0.png").rename(folder / "masks" / name)
     with pytest.raises(ValueError) as error:

@@ -51,7 +51,7 @@ ALLOWED = {
     "loop": LEAVES | {"cache", "datasets", "distributed", "model", "sources", "state"},
     "train": LEAVES
     | {"backbone", "cache", "checkpoint", "datasets", "distributed", "evaluate", "loop", "metrics"}
-    | {"model", "repro", "results", "sources", "watch"},
+    | {"model", "plan", "repro", "sources", "state", "watch"},
     "evaluate": LEAVES | MATHS | {"backbone", "datasets", "decoder"},
     "plan": LEAVES | {"layouts", "pictures"},
     "inference": LEAVES

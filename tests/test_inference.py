@@ -103,7 +103,7 @@ def test_a_second_run_replaces_its_own_masks_and_no_other(trained, photos, tmp_p
     corrected = read_mask(photos / "out" / "a.png", 13).copy()
     corrected[0] = 12
     write_mask(photos / "out" / "a.png", corrected)
-    with pytest.raises(SystemExit, match=r"out/a\.png is there, but not as predict left it"):
+    with pytest.raises(SystemExit, match=r"out/a\.png is there, but not as this command left it"):
         inference.main([*given, str(photos)])
     assert (read_mask(photos / "out" / "a.png", 13) == corrected).all()
 

@@ -144,6 +144,19 @@ def test_words_that_cannot_be_a_class(folder, word, message) -> None:
         (folder / table).write_text("file,tags\na.jpg,cat\n")
 
 
+def test_what_somebody_may_have_meant(folder) -> None:
+    for written in ("images/a.jpg", "a", "./a.jpg", "A.JPG", "C:\\\\photos\\\\a.jpg"):
+        (folder / "labels.csv").write_text(f"file,tags\n{written},cat\n")
+        with pytest.raises(ValueError, match=r"did you mean 'a\.jpg'\?"):
+            read_listing(folder, "train", ("cat",), with_masks=True)
+    (folder / "labels.csv").write_text("file,tags,split\na.jpg,cat,masked\n")
+    with pytest.raises(ValueError, match="has a split 'masked', which means all that have a mask"):
+        read_listing(folder, "train", ("cat",))
+    (folder / "labels.csv").write_text("file,tags\na.jpg,cat\nc.jpg,dog\nb/b.png,cat/dog\n")
+    with pytest.raises(ValueError, match="class 'cat/dog' is made of cat, dog: separate"):
+        own_labels(folder)
+
+
 def test_joiners_of_persian_words_are_letters(folder) -> None:
     (folder / "labels.csv").write_text("file,tags\na.jpg,\u0645\u06cc\u200c\u062e\u0648\n")
     assert own_labels(folder).classes == ("\u0645\u06cc\u200c\u062e\u0648",)
@@ -156,6 +169,8 @@ def test_background_prompts(folder) -> None:
     for text, message in (
         ("", "backgrounds.txt is empty: write one prompt a line, or remove it"),
         ("cat\n", "backgrounds.txt names classes alone"),
+        ("grass, sky\n", "line 1: 'grass, sky' is no prompt: write one a line"),
+        ("# often there\nsky\n", "line 1: '# often there' is no prompt"),
         ("sky\nSky\n", "line 2: 'sky' comes a second time"),
         (
             "for\u00eat\n".encode("latin-1"),

@@ -369,6 +369,28 @@ def test_numbers_are_refused_by_name(tmp_path, capsys, option, value) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_nobody_elses_decoder_is_replaced(world, tmp_path) -> None:
+    data = write_voc(tmp_path / "data", COUNTS)
+    given = ["--profile", "smoke", "--steps", "1", "--workers", "0", "--data-dir", str(data)]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "trained.safetensors").write_text("mine")
+    with pytest.raises(SystemExit, match="is there without the checkpoints of its run: choose"):
+        train.main([*given, "--out", str(out)])
+    assert (out / "trained.safetensors").read_text() == "mine"
+    with pytest.raises(SystemExit, match="is a data set, and what is written would be part of it"):
+        train.main([*given, "--out", str(data)])
+
+
+def test_nothing_to_learn(tmp_path) -> None:
+    data = write_voc(tmp_path / "data", COUNTS)
+    table = data / "labels.csv"
+    table.write_text(re.sub(r"(train_\d+),.*", r"\1,", table.read_text()))
+    given = ["--profile", "smoke", "--steps", "1", "--data-dir", str(data)]
+    with pytest.raises(SystemExit, match=r"no picture of train in .* has a tag"):
+        train.main([*given, "--out", str(tmp_path / "out")])
+
+
 def test_two_runs_into_one_folder(tmp_path) -> None:
     with only_one(tmp_path / "trained.safetensors"):
         # The lock is the process's own; a second one is refused.

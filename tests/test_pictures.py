@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from weclip_lib.pictures import (
     picture_problem,
@@ -36,6 +36,30 @@ def test_exif_rotation_is_applied(picture, tmp_path) -> None:
     found = read_image(tmp_path / "a.png")
     assert found.shape == (30, 20, 3) and picture_size(tmp_path / "a.png") == (30, 20)
     assert (found == np.rot90(np.array(picture), -1)).all()
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_from_the_header_are_those_of_the_picture(picture, tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / name, exif=exif)
+    assert picture_size(tmp_path / name) == read_image(tmp_path / name).shape[:2]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_masks_whose_format_changes_ids(tmp_path, kind) -> None:
+    Image.fromarray(np.ones((20, 30), np.uint8)).save(tmp_path / "a.png", format=kind)
+    with pytest.raises(ValueError, match=f"a mask in {kind}, which changes class ids: export"):
+        read_mask(tmp_path / "a.png", 3)
+
+
+def test_cmyk_with_a_profile_of_something_else(tmp_path) -> None:
+    image = Image.new("RGB", (8, 8), (250, 10, 20)).convert("CMYK")
+    wrong = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (wrong, b"broken"):
+        image.save(tmp_path / "a.jpg", quality=100, icc_profile=profile)
+        assert np.abs(read_image(tmp_path / "a.jpg")[4, 4].astype(int) - [250, 10, 20]).max() < 5
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 9, 42])

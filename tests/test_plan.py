@@ -186,7 +186,7 @@ def test_own_files_are_replaced_until_somebody_changes_them(tmp_path) -> None:
     rows = "".join(f"a.png,{digest}\n" for digest in digests)
     assert (tmp_path / "predicted.csv").read_text() == f"file,sha256\n{rows}"
     path.write_text("corrected by hand")
-    with pytest.raises(Unusable, match=r"a\.png is there, but not as predict left it"):
+    with pytest.raises(Unusable, match=r"a\.png is there, but not as this command left it"):
         write(tmp_path, "a.png", "third")
     assert path.read_text() == "corrected by hand"
     assert not list(tmp_path.glob(".*.partial"))

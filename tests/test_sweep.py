@@ -57,6 +57,7 @@ def test_jobs_stay_apart_on_any_disk(tmp_path) -> None:
     ("grid", "message"),
     [
         ("notebook: [", "is no YAML"),
+        ("notebook: !!bool maybe", "grid.yml is no YAML"),
         ("- 01_cam_generation", "has list: it takes `notebook` and `parameters`"),
         (GOOD | {"params": {}}, "params: it takes `notebook`"),
         ("notebook: 01_cam_generation\nnotebook: 01_cam_generation", "comes a second time"),

@@ -72,6 +72,8 @@ def _disagreement(
     found: Sequence[frozenset[int]],
     wanted: Sequence[Set[int]],
     classes: Sequence[str],
+    *,
+    others_fit: bool,
 ) -> str:
     """Masks that hold other classes than the tags, in a sentence about the first, and the cause."""
     known = [ids - {0, IGNORE_INDEX} for ids in found]
@@ -84,10 +86,13 @@ def _disagreement(
     shifted = [{i - 1 for i in ids} - {0} == tags for ids, tags in zip(known, wanted, strict=True)]
     if all(void):
         cause = f"{IGNORE_INDEX} is void and counts as nothing: write class ids of 1 and more"
-    elif sum(shifted) > len(masks) / 2:
+    elif all(shifted) and not others_fit and not any(1 in ids for ids in known):
         cause = f"the ids are one too high: 0 is background, and 1 is {classes[0]!r}"
     else:
-        cause = f"ids follow the order of the classes ({', '.join(classes[:4])}, ...): {CORRECT}"
+        cause = (
+            f"an id is the class's place in the list ({', '.join(classes[:4])}, ...) and no number "
+            f"of an object: {CORRECT}"
+        )
     return f"{about}: {cause}"
 
 
@@ -120,7 +125,9 @@ def check_masks(
     ]
     if wrong:
         rows = zip(*((masks[row], seen[row].ids, wanted[row]) for row in wrong), strict=True)
-        about = _disagreement(*rows, classes)
+        right = set(range(len(seen))) - set(wrong)
+        others_fit = any(seen[row].ids - {0, IGNORE_INDEX} and wanted[row] for row in right)
+        about = _disagreement(*rows, classes, others_fit=others_fit)
         (problems if strict or len(wrong) > LIMIT * len(masks) else remarks).append(about)
     mirrored = [mask for mask, one in zip(masks, seen, strict=True) if one.mirrored]
     if mirrored:

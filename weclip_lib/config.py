@@ -182,12 +182,12 @@ class DecoderShape:
     dropout: float = 0.1  # of fused channels; official
 
     def __post_init__(self) -> None:
-        in_range("heads", self.heads, 1)
-        in_range("dim", self.dim, 1)
+        in_range("heads", self.heads, 1, 1024)
+        in_range("dim", self.dim, 1, 16_384)
         if self.dim % self.heads:
             raise ValueError(f"dim is {self.dim}: give a multiple of the {self.heads} heads")
         for name in ("layers", "blocks"):
-            in_range(name, getattr(self, name), 0)
+            in_range(name, getattr(self, name), 0, 1024)
         in_range("dropout", self.dropout, 0.0, 1.0)
 
 

@@ -1,6 +1,7 @@
 """What is there of a data set, what is missing, and everything that is wrong with it, at once."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,7 +82,7 @@ def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
         except ValueError as error:
             note(str(error))
             continue
-        with_mask = [mask.exists() for mask in listing.masks]
+        with_mask = [os.path.lexists(mask) for mask in listing.masks]
         tagged = {tag for tags in listing.tags for tag in tags}
         report.splits.append(
             f"{split}: {len(listing.names)} pictures, {sum(with_mask)} masks, "

@@ -127,6 +127,8 @@ def shown_to(
 ) -> Float[Tensor, "batch 3 new_h new_w"]:
     """Pictures as the network sees them: scaled to `long_side`, and to 4096 patches at most.
 
+    The shorter side keeps a patch at least, at every scale, however long the other is.
+
     Args:
         long_side: Pixels of the longer side; 0: as they are, up to so many patches.
         scales: That follow; the largest one has to keep within so many patches.
@@ -135,7 +137,8 @@ def shown_to(
     longer = max(height, width)
     patches = height * width * (max(1.0, *scales) / backbone.patch_size) ** 2
     most = int(longer * math.sqrt(MOST_PATCHES / patches))
-    return resize_longer(images, min(long_side or longer, most))
+    least = math.ceil(longer * backbone.patch_size / (min(1.0, *scales) * min(height, width)))
+    return resize_longer(images, max(least, min(long_side or longer, most)))
 
 
 def crf_size(height: int, width: int) -> tuple[int, int]:
@@ -149,7 +152,7 @@ def with_crf(
 ) -> UInt8[np.ndarray, "height width"]:
     """Class ids of one picture after the dense CRF, at the picture's size.
 
-    Of a picture of more than half a megapixel, the ids of a smaller one are copied to their neighbours.
+    Beyond half a megapixel, the ids of a smaller picture are copied to their neighbours.
     """
     height, width = image.shape[:2]
     small = crf_size(height, width)

@@ -25,7 +25,7 @@ from weclip_lib.config import CRF, STATISTICS, DecoderShape, check_scales
 from weclip_lib.datasets import MaskedImages, normalise, open_profile
 from weclip_lib.decoder import Decoder
 from weclip_lib.evaluate import label_map, predict, score_decoders, shown_to, with_crf
-from weclip_lib.files import Unusable, check_writable, in_a_line, only_one, whole
+from weclip_lib.files import Unusable, check_writable, in_a_line, only_one
 from weclip_lib.lists import Report, refuse
 from weclip_lib.metrics import scores
 from weclip_lib.options import at_least, find_device, in_range, one_of
@@ -265,6 +265,9 @@ def _score(arguments: argparse.Namespace) -> None:
         )
     dataset = MaskedImages(folder, arguments.split, setting.labels, limit=arguments.pictures)
     check_writable(arguments.out)
+    written = Written(arguments.out)
+    for name in ("per_class.csv", "scores.csv", "confusion.png"):
+        written.check(arguments.out / name)
     segmenter = _loaded(arguments)
     found = score_decoders(
         segmenter.backbone,
@@ -280,7 +283,7 @@ def _score(arguments: argparse.Namespace) -> None:
     names = ("background", *setting.labels.classes)
     per_class = pd.DataFrame({k: s.class_iou.tolist() for k, s in zip(kinds, judged, strict=True)})
     per_class.insert(0, "class", names)
-    with whole(arguments.out / "per_class.csv") as partial:
+    with written.whole(arguments.out / "per_class.csv") as partial:
         per_class.round(2).to_csv(partial, index=False, lineterminator="\n")
     total = pd.DataFrame(
         {
@@ -291,16 +294,17 @@ def _score(arguments: argparse.Namespace) -> None:
             "pictures": len(dataset),
         }
     )
-    with whole(arguments.out / "scores.csv") as partial:
+    with written.whole(arguments.out / "scores.csv") as partial:
         total.round(2).to_csv(partial, index=False, lineterminator="\n")
     parts = found[1].double() / found[1].sum(dim=1, keepdim=True).clamp(min=1)
     title = "share of the true pixels (rows) that are predicted as (columns)"
     figure = matrix(parts.numpy(), rows=names, columns=names, title=title)
-    with whole(arguments.out / "confusion.png") as partial:
+    with written.whole(arguments.out / "confusion.png") as partial:
         figure.savefig(partial, dpi=100, format="png")
     sys.stdout.write(f"split {arguments.split} of {folder}: {len(dataset)} pictures\n\n")
     sys.stdout.write(f"{per_class.round(2).to_string(index=False)}\n\n")
     sys.stdout.write(f"{total.round(2).to_string(index=False)}\n")
+    tqdm.write(f"wrote {arguments.out / 'scores.csv'}", file=sys.stderr)
 
 
 def main(given: Sequence[str] | None = None) -> None:

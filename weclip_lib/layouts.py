@@ -5,8 +5,9 @@ looked for only when somebody asks for them.
 """
 
 import difflib
+import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -31,6 +32,7 @@ VOC_PLACES = (".", "VOCdevkit/VOC2012", "VOC2012", "TrainVal/VOCdevkit/VOC2012")
 SBD_PLACES = (".", "dataset", "benchmark_RELEASE/dataset")
 VOC_HEADER = ("name", "labels")
 OWN_HEADER = ("file", "tags")
+NOTES = (".csv", ".txt", ".md", ".json")  # may lie beside masks
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,21 @@ def _tagged(
     return found
 
 
-def _absent(names: Sequence[str], folder: Path, table: Path, report: Report) -> None:
+def _absent(
+    names: Sequence[str], there: Collection[str], folder: Path, table: Path, report: Report
+) -> None:
     """Report pictures that a table names and that are not there."""
     if names:
+        meant = names[0].replace("\\", "/")
+        ends = {PurePosixPath(meant).name.casefold(), PurePosixPath(meant).stem.casefold()}
+        alike = [
+            file for file in there if {file.casefold(), PurePosixPath(file).stem.casefold()} & ends
+        ]
+        remedy = f"did you mean {alike[0]!r}?" if alike else "add the pictures or remove the rows"
         slashes = "; write `/` between folders" if "\\" in names[0] else ""
         report(
             f"{table.name} names {names[0]!r} but {folder}/{names[0]} is not there "
-            f"({len(names)} such rows): add the pictures or remove the rows{slashes}"
+            f"({len(names)} such rows): {remedy}{slashes}"
         )
 
 
@@ -146,7 +156,7 @@ def _voc(
         report(
             f"{table} has no row for {bare[0]!r}{more}: add `{bare[0]},…` to train or score by it"
         )
-    _absent([f"{name}.jpg" for name in tags if name not in images], root, table, report)
+    _absent([f"{name}.jpg" for name in tags if name not in images], there, root, table, report)
     names = [name for name in names if name in images and name in tags]
     masks = []
     if with_masks:
@@ -165,8 +175,13 @@ def _own(
     rows = list(read_rows(table, OWN_HEADER, ("split",), report))
     tags = _tagged(rows, *OWN_HEADER, classes, report)
     there = files_below(pictures)
-    _absent([file for file in tags if file not in there], pictures, table, report)
+    absent = [file for file in tags if file not in there]
+    _absent(absent, there, pictures, table, report)
     splits = {unicodedata.normalize("NFC", r["file"]): r.get("split") or "train" for r in rows}
+    if MASKED in splits.values():
+        report(
+            f"{table} has a split {MASKED!r}, which means all that have a mask: name it otherwise"
+        )
     by_name: dict[str, str] = {}
     for file in tags:
         name = str(PurePosixPath(file).with_suffix(""))
@@ -178,9 +193,9 @@ def _own(
         by_name[name] = file
     masks = files_below(folder / "masks") if with_masks or split == MASKED else {}
     strays = [mask for mask in masks
-              if PurePosixPath(mask).suffix.lower() in SUFFIXES
+              if PurePosixPath(mask).suffix.lower() not in NOTES
               and not (mask.endswith(".png") and mask.removesuffix(".png") in by_name)]  # fmt: skip
-    if strays:
+    if strays and not absent:
         example = next(iter(by_name), "NAME")
         report(
             f"{folder / 'masks' / strays[0]} belongs to no picture of labels.csv ({len(strays)} "
@@ -284,11 +299,18 @@ def own_labels(folder: Path, report: Report = refuse) -> LabelSet:
     if not 0 < len(prompts) < 255:
         source = table if table.exists() else folder / "labels.csv"
         raise Unusable(f"{source} names {len(prompts)} classes: write 1 to 254")
+    for name in prompts:
+        parts = re.split(r"\s*(?:[/&+\\]|\band\b)\s*", name)
+        if len(parts) > 1 and set(parts) <= set(prompts):
+            report(f"class {name!r} is made of {', '.join(parts)}: separate classes by `;`")
     named = {key_of(word) for name, prompt in prompts.items() for word in (name, prompt)}
     listed, backgrounds = folder / "backgrounds.txt", VOC_BACKGROUNDS
     if listed.exists():
         lines = read_lines(listed, "one prompt")
         places = [(f"{listed}, line {number}", key_of(text)) for number, text in lines]
+        for number, text in lines:
+            if text.startswith("#") or "," in text or ";" in text:
+                report(f"{listed}, line {number}: {text!r} is no prompt: write one a line, no more")
         kept = {where for where, _ in without_repeats(places, report)}
         backgrounds = [
             text for (_, text), (where, _) in zip(lines, places, strict=True) if where in kept

@@ -18,7 +18,7 @@ from weclip_lib.files import Unusable, in_a_line, reading
 
 Report = Callable[[str], None]
 JOINERS = "\u200c\u200d"  # between letters of some scripts, and within emoji
-LIST_SIGNS = '[]{}|,;"\t'  # a class name with one of them was meant to be several
+LIST_SIGNS = '[]{}|,;"\t\uff0c\uff1b\u3001'  # a class name with one was meant to be several
 RESERVED = ("background", "_background_", "__ignore__")  # id 0, and void
 
 
@@ -70,7 +70,7 @@ def read_rows(
     try:
         text = read_text(path)
     except Unusable as error:
-        remedy = f": write one row `{','.join(needed)}` for each" if not path.exists() else ""
+        remedy = f": write rows of `{','.join(needed)}`" if not path.exists() else ""
         report(f"{error}{remedy}")
         return
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -227,5 +227,5 @@ def read_yaml(path: Path) -> object:
     text = read_text(path)
     try:
         return yaml.load(text, _OnceLoader)
-    except yaml.YAMLError as error:
+    except Exception as error:  # tags of YAML raise whatever the conversion does
         raise Unusable(f"{path} is no YAML: {in_a_line(error)}") from error

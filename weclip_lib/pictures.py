@@ -5,11 +5,12 @@ import os
 import tempfile
 import warnings
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from weclip_lib.files import Unusable, files_below, reading, whole
 from weclip_lib.labels import COLORMAP, IGNORE_INDEX
@@ -18,11 +19,12 @@ SUFFIXES = (  # of pictures that can be read
     ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".mpo", ".pgm", ".png",
     ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
-REMEDY = "replace it by a whole copy in JPEG or PNG, or remove it"
+REMEDY = "replace it by a whole copy in JPEG or PNG, or remove it and its row"
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 MOST_PIXELS = 40_000_000  # of a picture that somebody sends
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # the last bytes of a whole file
 ORIENTATION = 0x0112  # of EXIF data
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that swap height and width
 GAP = bytes(1024)
 UPRIGHT = {  # what `exif_transpose` does, to be told to the owner of a mask
@@ -96,10 +98,10 @@ def _rgb(path: Path, image: Image.Image) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
     profile = image.info.get("icc_profile")
     if image.mode == "CMYK" and profile:
-        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.profileToProfile(
-            image, own, ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        with suppress(ImageCms.PyCMSError, OSError):  # broken, or of something else than CMYK
+            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            shown = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, own, shown, outputMode="RGB")
     return image.convert("RGB")
 
 
@@ -119,7 +121,11 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     """
     with reading(path, REMEDY):
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
+        try:
+            opened = Image.open(io.BytesIO(content))
+        except UnidentifiedImageError as error:  # it would name an address in memory
+            raise Unusable(f"{path} cannot be read (no known kind): {REMEDY}") from error
+        with opened as image:
             _check_frames(path, image)
             if image.format in ("JPEG", "MPO") and _zeroed(content):
                 raise Unusable(f"{path} holds a stretch of zeros instead of its middle: {REMEDY}")
@@ -198,7 +204,8 @@ def picture_size(path: Path) -> tuple[int, int]:
     """Height and width as `read_image` gives them, from the header."""
     with reading(path, REMEDY), Image.open(path) as image:
         width, height = image.size
-        return (width, height) if _orientation(image) in ON_ITS_SIDE else (height, width)
+        turned = _orientation(image) in ON_ITS_SIDE and image.format != "TIFF"  # there, it is done
+        return (width, height) if turned else (height, width)
 
 
 def read_mask(path: Path, class_count: int) -> UInt8[np.ndarray, "height width"]:
@@ -210,6 +217,11 @@ def read_mask(path: Path, class_count: int) -> UInt8[np.ndarray, "height width"]
     if not path.exists():
         raise Unusable(f"{path} is missing: scores and full supervision need every mask")
     with reading(path, "replace it by a whole copy, or remove it"), Image.open(path) as image:
+        _check_frames(path, image)
+        if image.format in LOSSY:
+            raise Unusable(
+                f"{path} is a mask in {image.format}, which changes class ids: export it as PNG"
+            )
         mode, mask = image.mode, np.array(ImageOps.exif_transpose(image))
     if mode not in ("L", "P") and not mode.startswith("I"):
         raise Unusable(

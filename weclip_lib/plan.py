@@ -172,7 +172,7 @@ class Written:
             return
         if not path.is_file() or _digest(path) not in self._hashes[self._name(path)]:
             raise Unusable(
-                f"{path} is there, but not as predict left it, or not by predict: {ELSEWHERE}"
+                f"{path} is there, but not as this command left it, or not by it: {ELSEWHERE}"
             )
 
     @contextmanager

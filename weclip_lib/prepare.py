@@ -90,7 +90,7 @@ def objects_of(path: Path) -> list[str]:
     names = [(found.findtext("name") or "").strip() for found in root.iterfind("object")]
     for name in names:
         if name not in VOC_CLASSES:
-            raise Unusable(f"{path} names {name!r}, which is no class of VOC: correct it")
+            raise Unusable(f"{path} names {name[:40]!r}, which is no class of VOC: correct it")
     return names
 
 

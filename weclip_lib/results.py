@@ -37,6 +37,8 @@ def output_folder(out_dir: str, notebook: str, parameters: dict) -> Path:
         ValueError: If `out_dir` is inside results/, or cannot be written.
     """
     if not out_dir:
+        if parameters.get("data_dir"):
+            parameters = {**parameters, "data_dir": str(Path(parameters["data_dir"]).resolve())}
         key = sha256(json.dumps([notebook, parameters], sort_keys=True).encode()).hexdigest()
         out_dir = str(ROOT / "runs" / "adhoc" / key[:12])
     folder = outside_results(Path(out_dir))

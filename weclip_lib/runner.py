@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from weclip_lib.config import get_profile
 from weclip_lib.files import Unusable, check_writable, in_a_line, only_one
+from weclip_lib.options import in_range
 from weclip_lib.processes import Command, interruptible, run_commands
 from weclip_lib.records import (
     Parameter,
@@ -36,6 +37,12 @@ from weclip_lib.records import (
 from weclip_lib.repro import ROOT, outside_results
 
 NOTEBOOKS = ROOT / "notebooks"
+RANGES = {  # of parameters that several notebooks have
+    "seed": (0, 2**32 - 1),
+    "seed_count": (1,),
+    "steps": (0,),
+    "pictures": (0,),
+}
 PRESETS = {
     "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 100, "pictures": 200},
     "studies": {"profile": "mini", "seed": 0, "seed_count": 3, "steps": 0, "pictures": 0},
@@ -73,6 +80,8 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
         words, kind = KINDS.get(declared[name].kind, ("", object))
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             raise ValueError(f"parameter {name} of {notebook.name} is {value!r}: give {words}")
+        if name in RANGES:
+            in_range(f"parameter {name} of {notebook.name}", value, *RANGES[name])
         if _names_nothing(name, value):
             raise ValueError(
                 f"parameter {name} of {notebook.name} is {value!r}: nothing is there, seen from "
@@ -303,9 +312,11 @@ def _parsed(pairs: Sequence[Sequence[str]], declared: dict[str, Parameter]) -> d
         if name in declared and declared[name].kind != "str":
             try:
                 given[name] = yaml.safe_load(text)
-            except yaml.YAMLError as error:
+                if declared[name].kind == "int":
+                    given[name] = int(text)  # YAML takes 010 for 8, and 1:30 for 90
+            except Exception as error:  # tags of YAML raise whatever the conversion does
                 said = in_a_line(error)
-                raise ValueError(f"-p {name} has {text!r}, which is no YAML: {said}") from error
+                raise ValueError(f"-p {name} has {text!r}, which is no value: {said}") from error
     return given
 
 

@@ -29,8 +29,10 @@ from weclip_lib.loop import NOTHING, Long, Trained, rfm_label, train_decoder
 from weclip_lib.metrics import scores
 from weclip_lib.model import WeCLIP
 from weclip_lib.options import at_least
+from weclip_lib.plan import refuse_data_set
 from weclip_lib.repro import outside_results, seed_everything, source_hash
 from weclip_lib.sources import AugmentedSource, Source
+from weclip_lib.state import checkpoints
 from weclip_lib.watch import Watcher, curve_writer
 
 
@@ -136,7 +138,11 @@ def run(arguments: argparse.Namespace, group: Group) -> None:
         setting = replace(setting, method=replace(setting.method, rfm_start=1.0))
     numbers = {name: getattr(arguments, name) for name in ("steps", "batch", "crop")}
     budget = replace(setting.budget, **{name: v for name, v in numbers.items() if v})
-    folder = arguments.out
+    folder, finished = arguments.out, arguments.out / "trained.safetensors"
+    if finished.exists() and not checkpoints(folder):
+        raise ValueError(
+            f"{finished} is there without the checkpoints of its run: choose another --out"
+        )
     backbone = load_backbone(setting.backbone, setting.weights, setting.statistics)
     size = backbone.patch_size
     if budget.crop % size:
@@ -150,6 +156,8 @@ def run(arguments: argparse.Namespace, group: Group) -> None:
     if images.broken and group.is_first:
         write_text(folder / "skipped.txt", "".join(f"{problem}\n" for problem in images.broken))
         tqdm.write(f"{len(images.broken)} picture(s) left out: see {folder / 'skipped.txt'}")
+    if not images.image_labels.any():
+        raise ValueError(f"no picture of {split} in {data} has a tag: there is nothing to learn")
     seed_everything(arguments.seed)
     model = WeCLIP(backbone, setting.labels, setting.method, setting.decoder).to(group.device)
     validate = None
@@ -179,8 +187,8 @@ def run(arguments: argparse.Namespace, group: Group) -> None:
         watch = Watcher(shown, folder, note, writes=group.is_first)
     train_decoder(model, source, budget, seed=arguments.seed, watch=watch, long=long)
     if group.is_first:
-        save_weights(model.decoder, folder / "trained.safetensors", note)
-        tqdm.write(f"wrote {folder / 'trained.safetensors'}", file=sys.stderr)
+        save_weights(model.decoder, finished, note)
+        tqdm.write(f"wrote {finished}", file=sys.stderr)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -225,7 +233,8 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--val", default="val", help="split that is validated on")
     arguments = parser.parse_args(given)
     try:
-        check_writable(outside_results(arguments.out))
+        refuse_data_set(outside_results(arguments.out))
+        check_writable(arguments.out)
         with joined(arguments.device) as group:
             alone = only_one(arguments.out / "trained.safetensors")
             with alone if group.is_first else nullcontext():
