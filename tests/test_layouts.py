@@ -73,7 +73,7 @@ def test_splits(folder) -> None:
         ("file,tags\na.jpg,background\n", "class 'background' is reserved"),
         (
             "file,tags\nb\\b.png,cat\n",
-            "(1 such rows): add the pictures or remove the rows; write `/`",
+            "(1 such rows): did you mean 'b/b.png'?; write `/`",
         ),
         ("file,tags\na.jpg,katze ä\n".encode("latin-1"), "is not in UTF-8 (invalid"),
         ("file,tags\na.jpg,cat\n".encode("utf-16"), "is not in UTF-8"),

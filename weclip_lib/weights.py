@@ -141,7 +141,9 @@ def _statistics(mean: object, std: object) -> Statistics:
         numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
         if not numbers or len(values) != 3 or not all(map(math.isfinite, values)):
             raise ValueError(f"mean {mean}, std {std}: each must be three numbers")
-    if min(std) <= 0 or max(std) > 1 or min(mean) < 0 or max(mean) > 1:
+    if min(std) <= 0:
+        raise ValueError(f"std {std}: each must be more than 0")
+    if max(std) > 1 or min(mean) < 0 or max(mean) > 1:
         raise ValueError(f"mean {mean}, std {std}: pixels go from 0 to 1, and so must these")
     return tuple(map(float, mean)), tuple(map(float, std))
 
