@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -308,12 +309,13 @@ def _parsed(pairs: Sequence[Sequence[str]], declared: dict[str, Parameter]) -> d
     for name, text in pairs:
         if name in given:
             raise ValueError(f"-p {name} comes a second time: give it once")
-        given[name] = text
-        if name in declared and declared[name].kind != "str":
+        given[name], kind = text, declared[name].kind if name in declared else "str"
+        if kind == "int":  # YAML takes 010 for 8, and 1:30 for 90
+            with suppress(ValueError):
+                given[name] = int(text)
+        elif kind != "str":
             try:
                 given[name] = yaml.safe_load(text)
-                if declared[name].kind == "int":
-                    given[name] = int(text)  # YAML takes 010 for 8, and 1:30 for 90
             except Exception as error:  # tags of YAML raise whatever the conversion does
                 said = in_a_line(error)
                 raise ValueError(f"-p {name} has {text!r}, which is no value: {said}") from error
