@@ -18,7 +18,7 @@ from weclip_lib.options import at_least, find_device, in_range, one_of
         (lambda: Budget(crop=-80), "crop is -80"),
         (lambda: Budget(learning_rate=-1.0), "learning_rate is -1.0: give a number of 0.0 or more"),
         (lambda: Budget(learning_rate=float("nan")), "learning_rate is nan"),
-        (lambda: Method(box_threshold=1.5), "box_threshold is 1.5: give a number from 0.0 to 1.0"),
+        (lambda: Method(box_threshold=1.5), "box_threshold is 1.5: give a number from -1.0 to 1.0"),
         (lambda: Method(rfm_layers=0), "rfm_layers is 0"),
         (lambda: Method(template="a photo"), "template is 'a photo': write {} once"),
         (lambda: DecoderShape(dim=100), "dim is 100: give a multiple of the 8 heads"),

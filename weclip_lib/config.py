@@ -111,7 +111,7 @@ class Method:
     """From CAMs to pseudo labels. Defaults are VOC's; `OFFICIAL` is the published code."""
 
     template: str = "a clean origami {}."  # official clip/clip_text.py
-    box_threshold: float = 0.4  # of a CAM; official: VOC 0.4, COCO 0.7
+    box_threshold: float = 0.4  # of a CAM; official: VOC 0.4, COCO 0.7; below 0: the whole picture
     keep_box_ends: bool = True  # official: False, boxes at the edge lose their last column and row
     sinkhorn_rounds: int = 3  # official clip_tool.py compute_trans_mat
     static_layers: int = 8  # last attention maps averaged before the RFM starts; official
@@ -129,8 +129,8 @@ class Method:
         if self.template.count("{}") != 1:
             raise ValueError(f"template is {self.template!r}: write {{}} once, for the class")
         one_of("rfm_rule", self.rfm_rule, RFM_RULES)
-        for name in ("box_threshold", "rfm_start"):
-            in_range(name, getattr(self, name), 0.0, 1.0)
+        in_range("box_threshold", self.box_threshold, -1.0, 1.0)
+        in_range("rfm_start", self.rfm_start, 0.0, 1.0)
         for name in ("static_layers", "rfm_layers", "affinity_radius"):
             in_range(name, getattr(self, name), 1)
         for name in ("sinkhorn_rounds", "par_iterations"):
