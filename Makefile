@@ -6,7 +6,7 @@ NB ?=
 PROFILE ?= mini
 GRID ?= workflow/grids/seeds.yml
 PROCESSES ?= 1
-RUN := $(BIN)/python -m weclip_lib.runner
+RUN := $(BIN)/python -m weclip_lib.studies.runner
 # Pictures of up to 100 MB can be uploaded into a notebook.
 UPLOADS := tornado_settings="{'websocket_max_message_size': 104857600}"
 
@@ -34,10 +34,10 @@ studies: setup  ## every notebook, three seeds, full budget, PROCESSES at a time
 	$(RUN) studies --notebook "$(NB)" --processes $(PROCESSES)
 
 publish: setup  ## copy a complete `make studies` into results/ and render the tables
-	$(BIN)/python -m weclip_lib.results --source runs/studies
+	$(BIN)/python -m weclip_lib.studies.results --source runs/studies
 
 sweep: setup  ## a grid of runs, PROCESSES at a time, into runs/sweeps (GRID=workflow/grids/seeds.yml)
-	$(BIN)/python -m weclip_lib.sweep run "$(GRID)" --processes $(PROCESSES)
+	$(BIN)/python -m weclip_lib.studies.sweep run "$(GRID)" --processes $(PROCESSES)
 
 lint: setup
 	$(BIN)/pre-commit run --all-files
@@ -57,17 +57,17 @@ app: setup  ## the explorers as a page without code
 	$(BIN)/voila notebooks/10_explorers.ipynb --progressive_rendering=True --Voila.$(UPLOADS)
 
 site: setup  ## all executed notebooks as pages that read offline, into runs/site
-	$(BIN)/python -m weclip_lib.site
+	$(BIN)/python -m weclip_lib.tools.site
 
 bench: setup  ## what each part of a step costs on this machine, into results/bench
-	$(BIN)/python -m weclip_lib.bench --scaling
-	$(BIN)/python -m weclip_lib.tried
+	$(BIN)/python -m weclip_lib.tools.bench --scaling
+	$(BIN)/python -m weclip_lib.tools.tried
 
 data: setup  ## fetch and check a data set: DATASET=voc, sbd (adds train_aug to voc) or coco
-	$(BIN)/python -m weclip_lib.download $(DATASET)
+	$(BIN)/python -m weclip_lib.data.download $(DATASET)
 
 pretrain: setup  ## train MiniCLIP anew (more than two hours on two cores); resumes
-	$(BIN)/python -m weclip_lib.pretrain
+	$(BIN)/python -m weclip_lib.world.pretrain
 
 clean:  ## remove what runs and tools wrote; keeps results/, data/ and .venv
 	rm -rf runs .pytest_cache .ruff_cache

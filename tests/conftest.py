@@ -9,15 +9,15 @@ from hypothesis import Phase, settings
 
 from tests import outcomes, parity
 from tests.golden import golden_gen
-from weclip_lib import site
 from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
-from weclip_lib.checkpoint import from_official
 from weclip_lib.config import OFFICIAL, DecoderShape, get_profile
-from weclip_lib.datasets import data_folder
+from weclip_lib.data.datasets import data_folder
 from weclip_lib.labels import VOC
 from weclip_lib.model import WeCLIP
-from weclip_lib.repro import ROOT
-from weclip_lib.study import Study
+from weclip_lib.storage.provenance import ROOT
+from weclip_lib.storage.tensors import from_official
+from weclip_lib.studies.study import Study
+from weclip_lib.tools import site
 
 settings.register_profile("default", max_examples=3, derandomize=True)
 settings.register_profile("campaign", max_examples=60, phases=(Phase.generate,))

@@ -3,7 +3,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from weclip_lib.affinity import (
+from weclip_lib.labels import IGNORE_INDEX
+from weclip_lib.ops.affinity import (
     affinity_labels,
     box_mask,
     connected_parts,
@@ -12,7 +13,6 @@ from weclip_lib.affinity import (
     radius_mask,
     transition_matrix,
 )
-from weclip_lib.labels import IGNORE_INDEX
 
 
 def slow_boxes(cam: np.ndarray, threshold: float, *, keep_last: bool) -> np.ndarray:

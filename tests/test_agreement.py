@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weclip_lib import doctor
-from weclip_lib.agreement import check_masks
-from weclip_lib.datasets import LabelledImages, MaskedImages
-from weclip_lib.layouts import own_labels, read_listing
-from weclip_lib.pictures import picture_size, read_mask, write_mask
+from weclip_lib.data import doctor
+from weclip_lib.data.agreement import check_masks
+from weclip_lib.data.datasets import LabelledImages, MaskedImages
+from weclip_lib.data.layouts import own_labels, read_listing
+from weclip_lib.storage.pictures import picture_size, read_mask, write_mask
 
 CLASSES = ("boat", "cat", "tree")
 TAGS = (("boat",), ("cat", "tree"), ("cat",), ())

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from weclip_lib import backbone as module
-from weclip_lib import weights as sources
 from weclip_lib.backbone import load_backbone, run_block
+from weclip_lib.storage import weights as sources
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from weclip_lib import bench, tried
-from weclip_lib.bench import BASE, INFERENCE, INFERENCE_BASE, STEP, Case
+from weclip_lib.tools import bench, tried
+from weclip_lib.tools.bench import BASE, INFERENCE, INFERENCE_BASE, STEP, Case
 
 TINY = Case("MiniCLIP", batch=1, crop=40, classes=1)
 

@@ -22,8 +22,8 @@ from PIL import Image
 
 from tests.test_explore import bad_file, encoded
 from weclip_lib.config import get_profile
-from weclip_lib.datasets import MaskedImages, data_folder
-from weclip_lib.repro import ROOT
+from weclip_lib.data.datasets import MaskedImages, data_folder
+from weclip_lib.storage.provenance import ROOT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs `pip install -e .[browser]`")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

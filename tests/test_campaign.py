@@ -21,13 +21,16 @@ from PIL import Image
 from scipy.io import savemat
 
 from tests.outcomes import OUTCOMES
-from weclip_lib import doctor, download, inference, runner, sweep, train
-from weclip_lib.checkpoint import save_weights
 from weclip_lib.config import PROFILES
+from weclip_lib.data import doctor, download
 from weclip_lib.decoder import Decoder
+from weclip_lib.evaluation import inference
 from weclip_lib.labels import COCO_CLASSES, LabelSet
-from weclip_lib.pictures import read_image, write_mask
-from weclip_lib.train import trained_note
+from weclip_lib.storage.pictures import read_image, write_mask
+from weclip_lib.storage.tensors import save_weights
+from weclip_lib.studies import runner, sweep
+from weclip_lib.training import train
+from weclip_lib.training.train import trained_note
 
 pytestmark = pytest.mark.filterwarnings("default")
 several = settings(

@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from tests.golden import golden_gen
-from weclip_lib.archive import OPENAI_NUMBERS
 from weclip_lib.backbone import load_backbone
-from weclip_lib.checkpoint import (
+from weclip_lib.decoder import Decoder
+from weclip_lib.storage.archive import OPENAI_NUMBERS
+from weclip_lib.storage.tensors import (
     load_official_decoder,
     load_weights,
     read_note,
@@ -21,7 +22,6 @@ from weclip_lib.checkpoint import (
     save_weights,
     to_official,
 )
-from weclip_lib.decoder import Decoder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit"),

@@ -5,10 +5,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from weclip_lib import crf
 from weclip_lib.config import CRF
-from weclip_lib.crf import GaussianFilter, dense_crf
-from weclip_lib.repro import ROOT
+from weclip_lib.ops import crf
+from weclip_lib.ops.crf import GaussianFilter, dense_crf
+from weclip_lib.storage.provenance import ROOT
 
 
 @pytest.fixture(scope="module")

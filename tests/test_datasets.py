@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from weclip_lib.config import PROFILES, get_profile
-from weclip_lib.datasets import LabelledImages, MaskedImages, data_folder, normalise
+from weclip_lib.data.datasets import LabelledImages, MaskedImages, data_folder, normalise
 from weclip_lib.labels import COCO, MINIVOC, VOC
-from weclip_lib.minivoc import write_voc
+from weclip_lib.world.minivoc import write_voc
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from weclip_lib import download
-from weclip_lib.download import Archive, estimate, extract, fetch
-from weclip_lib.files import Unusable, only_one
-from weclip_lib.repro import ROOT
+from weclip_lib.data import download
+from weclip_lib.data.download import Archive, estimate, extract, fetch
+from weclip_lib.storage.files import Unusable, only_one
+from weclip_lib.storage.provenance import ROOT
 
 CONTENT = np.random.default_rng(0).bytes(5_000_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -330,7 +330,16 @@ def test_what_is_given_is_used_or_refused(tmp_path, arguments, said) -> None:
 def test_the_command_ends_with_one_line_and_a_status(tmp_path) -> None:
     path = tar_of(tmp_path / "a.tar", **MEMBERS)
     path.write_bytes(path.read_bytes()[:9000])
-    line = [sys.executable, "-m", "weclip_lib.download", "voc", "--archive", path, "--to", tmp_path]
+    line = [
+        sys.executable,
+        "-m",
+        "weclip_lib.data.download",
+        "voc",
+        "--archive",
+        path,
+        "--to",
+        tmp_path,
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr

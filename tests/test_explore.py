@@ -9,11 +9,11 @@ from PIL import Image
 from tests.test_stages import METHOD, drawn
 from weclip_lib.backbone import load_backbone
 from weclip_lib.decoder import Decoder
-from weclip_lib.explore import AffinityExplorer, CamExplorer
+from weclip_lib.explore.affinities import Affinities
+from weclip_lib.explore.explorers import AffinityExplorer, CamExplorer
+from weclip_lib.explore.stages import Pipeline
+from weclip_lib.figures.plotting import close
 from weclip_lib.labels import MINIVOC
-from weclip_lib.plotting import close
-from weclip_lib.stages import Pipeline
-from weclip_lib.ties import Affinities
 
 FILES = {
     "notes.txt": (b"no picture at all", "notes.txt cannot be read"),

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from weclip_lib import files
-from weclip_lib.files import Unusable, files_below, only_one, reading, whole, write_text
+from weclip_lib.storage import files
+from weclip_lib.storage.files import Unusable, files_below, only_one, reading, whole, write_text
 
 
 def left(folder) -> list[str]:
@@ -69,7 +69,7 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch) -> No
 HOLD = """
 import sys, time
 from pathlib import Path
-from weclip_lib.files import only_one
+from weclip_lib.storage.files import only_one
 with only_one(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

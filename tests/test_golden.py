@@ -9,24 +9,25 @@ import torch.nn.functional as F
 
 from tests.golden import golden_gen
 from tests.parity import GOLDEN, close, equal, load_golden, same_labels
-from weclip_lib import cam, par, rfm
-from weclip_lib.affinity import (
+from weclip_lib import cam, rfm
+from weclip_lib.backbone import IMAGENET_STATISTICS
+from weclip_lib.config import OFFICIAL, PROFILES, Budget, DecoderShape, Method, official
+from weclip_lib.data.datasets import normalise
+from weclip_lib.evaluation.scores import label_map, predict
+from weclip_lib.labels import COCO, VOC, VOC_BACKGROUNDS
+from weclip_lib.model import WeCLIP
+from weclip_lib.ops import par
+from weclip_lib.ops.affinity import (
     affinity_labels,
     box_mask,
     min_max,
     radius_mask,
     transition_matrix,
 )
-from weclip_lib.backbone import IMAGENET_STATISTICS
-from weclip_lib.checkpoint import from_official
-from weclip_lib.config import OFFICIAL, PROFILES, Budget, DecoderShape, Method, official
-from weclip_lib.datasets import normalise
-from weclip_lib.evaluate import label_map, predict
-from weclip_lib.labels import COCO, VOC, VOC_BACKGROUNDS
-from weclip_lib.loop import build_optimizer, learning_rate
-from weclip_lib.losses import affinity_loss, segmentation_loss
-from weclip_lib.metrics import confusion_matrix, scores
-from weclip_lib.model import WeCLIP
+from weclip_lib.ops.losses import affinity_loss, segmentation_loss
+from weclip_lib.ops.metrics import confusion_matrix, scores
+from weclip_lib.storage.tensors import from_official
+from weclip_lib.training.loop import build_optimizer, learning_rate
 
 CASES = ("img1", "img2")
 

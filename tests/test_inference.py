@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from weclip_lib import evaluate, inference
 from weclip_lib.backbone import load_backbone
-from weclip_lib.checkpoint import read_note, save_weights
 from weclip_lib.config import CRF, PROFILES
-from weclip_lib.datasets import MaskedImages
+from weclip_lib.data.datasets import MaskedImages
 from weclip_lib.decoder import Decoder
-from weclip_lib.evaluate import enlarge, label_map, resize_longer, score_decoders, shown_to
-from weclip_lib.minivoc import write_voc
-from weclip_lib.pictures import read_mask, write_mask
-from weclip_lib.train import trained_note
+from weclip_lib.evaluation import inference
+from weclip_lib.evaluation import scores as evaluate
+from weclip_lib.evaluation.scores import enlarge, label_map, resize_longer, score_decoders, shown_to
+from weclip_lib.storage.pictures import read_mask, write_mask
+from weclip_lib.storage.tensors import read_note, save_weights
+from weclip_lib.training.train import trained_note
+from weclip_lib.world.minivoc import write_voc
 
 SMOKE = replace(PROFILES["smoke"], long_side=80)
 
@@ -332,4 +333,6 @@ def test_decoders_whose_note_is_damaged(trained, tmp_path, note, message) -> Non
     path = changed(trained, tmp_path / "mine.safetensors", **note)
     with pytest.raises(ValueError, match=message) as caught:
         inference.load_segmenter(path)
-    assert "mine.safetensors" in str(caught.value) and "weclip_lib.train" in str(caught.value)
+    assert "mine.safetensors" in str(caught.value) and "weclip_lib.training.train" in str(
+        caught.value
+    )

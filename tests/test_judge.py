@@ -1,6 +1,6 @@
 import numpy as np
 
-from weclip_lib.judge import KINDS, errors, judge, outline
+from weclip_lib.evaluation.errors import KINDS, errors, judge, outline
 from weclip_lib.labels import IGNORE_INDEX
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone, attend
-from weclip_lib.last_block import mean_gradient, run_last_block
+from weclip_lib.ops.last_block import mean_gradient, run_last_block
 
 
 def small_backbone(*, quick_gelu: bool, layer_scale: float | None) -> Backbone:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weclip_lib.datasets import LabelledImages, MaskedImages
+from weclip_lib.data.datasets import LabelledImages, MaskedImages
+from weclip_lib.data.layouts import own_labels, read_listing, splits_of
 from weclip_lib.labels import LabelSet
-from weclip_lib.layouts import own_labels, read_listing, splits_of
-from weclip_lib.pictures import write_mask
+from weclip_lib.storage.pictures import write_mask
 
 ROWS = "a.jpg,cat;red car\nb/b.png,\nc.jpg,cat\n"
 

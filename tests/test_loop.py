@@ -18,19 +18,20 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from weclip_lib import state, train
 from weclip_lib.backbone import load_backbone
 from weclip_lib.config import PROFILES
-from weclip_lib.datasets import LabelledImages, MaskedImages
-from weclip_lib.distributed import joined
-from weclip_lib.files import Unusable, only_one
+from weclip_lib.data.datasets import LabelledImages, MaskedImages
 from weclip_lib.labels import IGNORE_INDEX
-from weclip_lib.loop import Long, train_decoder
-from weclip_lib.minivoc import write_voc
 from weclip_lib.model import WeCLIP
-from weclip_lib.pictures import read_mask, write_mask
-from weclip_lib.repro import ROOT
-from weclip_lib.sources import AugmentedSource, augment
+from weclip_lib.storage.files import Unusable, only_one
+from weclip_lib.storage.pictures import read_mask, write_mask
+from weclip_lib.storage.provenance import ROOT
+from weclip_lib.training import checkpoints as state
+from weclip_lib.training import train
+from weclip_lib.training.distributed import joined
+from weclip_lib.training.loop import Long, train_decoder
+from weclip_lib.training.sources import AugmentedSource, augment
+from weclip_lib.world.minivoc import write_voc
 
 SMOKE = PROFILES["smoke"]
 BUDGET = replace(SMOKE.budget, steps=4, crop=80)
@@ -194,7 +195,7 @@ def test_killed_anywhere(world, tmp_path) -> None:
     data = write_voc(tmp_path / "data", COUNTS)
     given = [*COMMAND, "--data-dir", str(data), "--out"]
     train.main([*given, str(tmp_path / "whole")])
-    command = [sys.executable, "-m", "weclip_lib.train", *given, str(tmp_path / "killed")]
+    command = [sys.executable, "-m", "weclip_lib.training.train", *given, str(tmp_path / "killed")]
     same = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums follow it
     with subprocess.Popen(command, cwd=ROOT, env=same, stderr=subprocess.DEVNULL) as process:
         until = time.monotonic() + 120
@@ -394,7 +395,7 @@ def test_nothing_to_learn(tmp_path) -> None:
 def test_two_runs_into_one_folder(tmp_path) -> None:
     with only_one(tmp_path / "trained.safetensors"):
         # The lock is the process's own; a second one is refused.
-        line = [sys.executable, "-m", "weclip_lib.train", *COMMAND, "--out", str(tmp_path)]
+        line = [sys.executable, "-m", "weclip_lib.training.train", *COMMAND, "--out", str(tmp_path)]
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"process {os.getpid()} on " in done.stderr and "trained.safetensors" in done.stderr

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from weclip_lib import metrics
 from weclip_lib.labels import IGNORE_INDEX
-from weclip_lib.losses import affinity_loss, segmentation_loss
-from weclip_lib.metrics import confusion_matrix, scores
+from weclip_lib.ops import metrics
+from weclip_lib.ops.losses import affinity_loss, segmentation_loss
+from weclip_lib.ops.metrics import confusion_matrix, scores
 
 
 def test_segmentation_loss_by_hand() -> None:

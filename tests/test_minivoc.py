@@ -3,9 +3,16 @@ import pytest
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from weclip_lib.config import MINICLIP_ROUNDS, World
 from weclip_lib.labels import IGNORE_INDEX, MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
-from weclip_lib.minivoc import SHAPES, SPLIT_SEEDS, USUAL_BACKGROUND, draw, draw_many, write_voc
+from weclip_lib.world.minivoc import (
+    SHAPES,
+    SPLIT_SEEDS,
+    USUAL_BACKGROUND,
+    draw,
+    draw_many,
+    write_voc,
+)
+from weclip_lib.world.settings import MINICLIP_ROUNDS, World
 
 
 def test_same_picture_whatever_the_process_count() -> None:

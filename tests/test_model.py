@@ -6,20 +6,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weclip_lib import cache, cam
+from weclip_lib import cam
 from weclip_lib.backbone import load_backbone
-from weclip_lib.cache import FrozenDataset, static_labels
-from weclip_lib.checkpoint import load_weights, save_weights
 from weclip_lib.config import PROFILES
-from weclip_lib.datasets import LabelledImages, normalise
+from weclip_lib.data.datasets import LabelledImages, normalise
 from weclip_lib.decoder import Decoder
-from weclip_lib.evaluate import label_map, predict
+from weclip_lib.evaluation.scores import label_map, predict
 from weclip_lib.labels import IGNORE_INDEX
-from weclip_lib.loop import build_optimizer, rfm_label, train_decoder
-from weclip_lib.minivoc import write_voc
 from weclip_lib.model import WeCLIP
-from weclip_lib.sources import FrozenSource
-from weclip_lib.train import trained_decoder
+from weclip_lib.storage.tensors import load_weights, save_weights
+from weclip_lib.training import features as cache
+from weclip_lib.training.features import FrozenDataset, static_labels
+from weclip_lib.training.loop import build_optimizer, rfm_label, train_decoder
+from weclip_lib.training.sources import FrozenSource
+from weclip_lib.training.train import trained_decoder
+from weclip_lib.world.minivoc import write_voc
 
 SMOKE = PROFILES["smoke"]
 

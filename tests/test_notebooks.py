@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from weclip_lib import runner
 from weclip_lib.config import PROFILES
-from weclip_lib.pictures import write_mask
-from weclip_lib.repro import ROOT
-from weclip_lib.results import SCHEMAS
+from weclip_lib.storage.pictures import write_mask
+from weclip_lib.storage.provenance import ROOT
+from weclip_lib.studies import runner
+from weclip_lib.studies.results import SCHEMAS
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 EXERCISES = sorted((ROOT / "notebooks" / "exercises").glob("*.ipynb"))

@@ -6,8 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weclip_lib.config import CRF, PROFILES, RFM_RULES, Budget, DecoderShape, Method
-from weclip_lib.options import at_least, find_device, in_range, one_of
+from weclip_lib.backbone import find_device
+from weclip_lib.config import (
+    CRF,
+    PROFILES,
+    RFM_RULES,
+    Budget,
+    DecoderShape,
+    Method,
+    at_least,
+    in_range,
+    one_of,
+)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from weclip_lib import panels
-from weclip_lib.plotting import colours
+from weclip_lib.figures import panels
+from weclip_lib.figures.plotting import colours
 
 
 def test_label_colours_are_mixed_not_wrapped_around() -> None:

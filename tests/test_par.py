@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from weclip_lib import par
+from weclip_lib.ops import par
 
 
 def slow_par(image, maps, dilations):

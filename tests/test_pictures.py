@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from weclip_lib.pictures import (
+from weclip_lib.storage.pictures import (
     picture_problem,
     picture_size,
     pictures_below,

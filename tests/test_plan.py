@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weclip_lib.files import Unusable
-from weclip_lib.plan import Written, find_images, plan_outputs, refuse_data_set
+from weclip_lib.evaluation.plan import Written, find_images, plan_outputs, refuse_data_set
+from weclip_lib.storage.files import Unusable
 
 
 def picture(path):

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from weclip_lib import doctor, download, prepare
-from weclip_lib.datasets import LabelledImages, MaskedImages
-from weclip_lib.files import Unusable
-from weclip_lib.instances import load_pycocotools
+from weclip_lib.data import doctor, download, prepare
+from weclip_lib.data.datasets import LabelledImages, MaskedImages
+from weclip_lib.data.instances import load_pycocotools
 from weclip_lib.labels import COCO, COCO_CLASSES, VOC
-from weclip_lib.pictures import write_mask
-from weclip_lib.repro import ROOT
+from weclip_lib.storage.files import Unusable
+from weclip_lib.storage.pictures import write_mask
+from weclip_lib.storage.provenance import ROOT
 
 NAMES = ("2007_000001", "2007_000002", "2007_000003", "2008_000004", "2008_000005")
 CAT, DOG = 8, 12

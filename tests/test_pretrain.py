@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from weclip_lib.backbone import load_backbone
-from weclip_lib.config import MINICLIP_ROUNDS, Phase, Pretraining, World
-from weclip_lib.pretrain import (
+from weclip_lib.storage.weights import MINICLIP_FOLDER
+from weclip_lib.world.pretrain import (
     VOTE_POWER,
     Regions,
     encode_pooled,
@@ -24,7 +24,7 @@ from weclip_lib.pretrain import (
     train,
     vocabulary,
 )
-from weclip_lib.weights import MINICLIP_FOLDER
+from weclip_lib.world.settings import MINICLIP_ROUNDS, Phase, Pretraining, World
 
 TINY = Pretraining(
     seed=1000,

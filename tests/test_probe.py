@@ -4,7 +4,7 @@ from torch.testing import assert_close
 
 from weclip_lib.backbone import attend, load_backbone, run_block
 from weclip_lib.cam import grad_cam
-from weclip_lib.probe import block_grad_cam, entering, head_attention
+from weclip_lib.explore.probe import block_grad_cam, entering, head_attention
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from weclip_lib import repro
+from weclip_lib.storage import provenance as repro
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ def test_what_is_imported_indirectly_changes_the_hash(package, changed, stale) -
 
 def test_of_the_library_as_python_imports_it() -> None:
     """What Python has loaded for a module is what the hash is of."""
-    code = "import sys, weclip_lib.sweep; print([m for m in sys.modules if m[:10] == 'weclip_lib'])"
+    loaded = "[m for m in sys.modules if m[:10] == 'weclip_lib']"
+    code = f"import sys, weclip_lib.studies.sweep; print({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(ast.literal_eval(done.stdout)) == set(repro.needed_by("sweep"))
+    assert set(ast.literal_eval(done.stdout)) == set(repro.needed_by("studies.sweep"))

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from weclip_lib import records, results
+from weclip_lib.studies import records, results
 
 
 def row(variant, seed, value, split="val"):

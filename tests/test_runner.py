@@ -11,9 +11,10 @@ import nbformat
 import psutil
 import pytest
 
-from weclip_lib import datasets, records, runner
 from weclip_lib.config import PROFILES
-from weclip_lib.files import only_one
+from weclip_lib.data import datasets
+from weclip_lib.storage.files import only_one
+from weclip_lib.studies import records, runner
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 PARAMETERS = """
@@ -348,11 +349,11 @@ def ended(command, tmp_path, number, ready):
     return below
 
 
-HERE = "from pathlib import Path; from weclip_lib import runner; "
+HERE = "from pathlib import Path; from weclip_lib.studies import runner; "
 HERE += "runner.NOTEBOOKS = Path('notebooks').resolve(); runner.main()"
 APART = """
 from pathlib import Path
-from weclip_lib.processes import Command, interruptible, run_commands
+from weclip_lib.studies.processes import Command, interruptible, run_commands
 with interruptible():
     run_commands([Command("01_x", ("here", "run", "--out", "out"), Path("log"))], 2)
 """

@@ -2,7 +2,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from weclip_lib import site
+from weclip_lib.tools import site
 
 PIXEL = "iVBORw0KGgo="
 

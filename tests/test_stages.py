@@ -6,16 +6,16 @@ import torch
 from torch.testing import assert_close
 
 from weclip_lib import rfm
-from weclip_lib.affinity import box_mask, min_max, propagate_cam, transition_matrix
 from weclip_lib.backbone import load_backbone
 from weclip_lib.cam import grad_cam, pseudo_label
 from weclip_lib.config import Method
-from weclip_lib.datasets import normalise
+from weclip_lib.data.datasets import normalise
 from weclip_lib.decoder import Decoder
+from weclip_lib.explore.affinities import Affinities
+from weclip_lib.explore.stages import Picture, Pipeline, Settings
 from weclip_lib.labels import IGNORE_INDEX, MINIVOC
-from weclip_lib.minivoc import draw
-from weclip_lib.stages import Picture, Pipeline, Settings
-from weclip_lib.ties import Affinities
+from weclip_lib.ops.affinity import box_mask, min_max, propagate_cam, transition_matrix
+from weclip_lib.world.minivoc import draw
 
 METHOD = Method()
 

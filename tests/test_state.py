@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from weclip_lib.checkpoint import save_weights
-from weclip_lib.distributed import Group, joined
-from weclip_lib.state import checkpoints, load_state, newest, save_state
+from weclip_lib.storage.tensors import save_weights
+from weclip_lib.training.checkpoints import checkpoints, load_state, newest, save_state
+from weclip_lib.training.distributed import Group, joined
 
 SETTINGS = {
     "seed": 3,

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from weclip_lib.config import PROFILES
-from weclip_lib.datasets import data_folder
-from weclip_lib.sources import FrozenSource
-from weclip_lib.study import Study, Variant
+from weclip_lib.data.datasets import data_folder
+from weclip_lib.studies.study import Study, Variant
+from weclip_lib.training.sources import FrozenSource
 
 SMOKE = PROFILES["smoke"]
 BUDGET = replace(SMOKE.budget, steps=2)

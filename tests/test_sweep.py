@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from weclip_lib import sweep
-from weclip_lib.repro import ROOT
+from weclip_lib.storage.provenance import ROOT
+from weclip_lib.studies import sweep
 
 GOOD = {"notebook": "01_cam_generation", "parameters": {"profile": "smoke", "pictures": [2, 3]}}
 
@@ -144,7 +144,15 @@ def test_failures_are_apart_and_a_sweep_resumes(tmp_path, capsys) -> None:
 @pytest.mark.notebook
 def test_interrupted_leaves_nothing_half_written(tmp_path) -> None:
     path, out = written(tmp_path, GOOD), tmp_path / "out"
-    command = [sys.executable, "-m", "weclip_lib.sweep", "run", str(path), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "weclip_lib.studies.sweep",
+        "run",
+        str(path),
+        "--out",
+        str(out),
+    ]
 
     def listen() -> None:
         """A shell's background jobs, and so the tests in them, begin with SIGINT ignored."""

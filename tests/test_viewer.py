@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from weclip_lib.judge import KINDS
-from weclip_lib.plotting import close
-from weclip_lib.study import Variant
-from weclip_lib.viewer import TrainingViewer
+from weclip_lib.evaluation.errors import KINDS
+from weclip_lib.explore.viewer import TrainingViewer
+from weclip_lib.figures.plotting import close
+from weclip_lib.studies.study import Variant
 
 
 @pytest.fixture(scope="module")

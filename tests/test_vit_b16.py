@@ -7,8 +7,8 @@ import torch
 from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
 from weclip_lib.config import Budget, DecoderShape, Method
 from weclip_lib.labels import VOC
-from weclip_lib.loop import build_optimizer
 from weclip_lib.model import WeCLIP
+from weclip_lib.training.loop import build_optimizer
 
 NAME = "ViT-B-16-quickgelu"
 LABELS = torch.zeros(2, len(VOC.classes))

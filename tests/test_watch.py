@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from weclip_lib.checkpoint import save_tensors
-from weclip_lib.loop import rfm_label
-from weclip_lib.study import Study, Variant
-from weclip_lib.train import main as train
-from weclip_lib.watch import read_run
+from weclip_lib.storage.tensors import save_tensors
+from weclip_lib.studies.study import Study, Variant
+from weclip_lib.training.loop import rfm_label
+from weclip_lib.training.train import main as train
+from weclip_lib.training.watch import read_run
 
 RFM = Variant("decoder, RFM")
 

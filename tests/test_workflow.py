@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from weclip_lib.repro import ROOT
+from weclip_lib.storage.provenance import ROOT
 
 SNAKEMAKE = "snakemake==9.*"
 

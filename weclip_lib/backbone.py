@@ -16,8 +16,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from weclip_lib.options import one_of
-from weclip_lib.weights import load_pretrained, miniclip_weights, refusal
+from weclip_lib.config import one_of
+from weclip_lib.storage.weights import load_pretrained, miniclip_weights, refusal
 
 BREAKS = str.maketrans(".,;:!?", "      ")  # between the words of a prompt
 MINICLIP_STATISTICS = ((0.5,) * 3, (64 / 255,) * 3)
@@ -243,3 +243,21 @@ def load_backbone(name: str, weights: str | Path, statistics: str = "own") -> Ba
     elif name == "MiniCLIP":
         own = MINICLIP_STATISTICS
     return Backbone(clip, open_clip.get_tokenizer(name), own, vocabulary)
+
+
+def find_device(name: str = "") -> torch.device:
+    """The device of that name: cpu, cuda, cuda:1, mps; empty or `auto`: a GPU if there is one.
+
+    Raises:
+        ValueError: If there is no such device here.
+    """
+    here = ["cpu"]
+    if torch.cuda.is_available():
+        here += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    if name in ("", "auto"):
+        return torch.device("cuda" if "cuda" in here else here[-1])
+    if name not in here:
+        raise ValueError(f"device {name!r}: torch sees only {', '.join(here)} here")
+    return torch.device(name)

@@ -11,11 +11,11 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from weclip_lib import par
-from weclip_lib.affinity import min_max
 from weclip_lib.backbone import Backbone, ImageFeatures
 from weclip_lib.labels import IGNORE_INDEX
-from weclip_lib.last_block import mean_gradient, run_last_block
+from weclip_lib.ops import par
+from weclip_lib.ops.affinity import min_max
+from weclip_lib.ops.last_block import mean_gradient, run_last_block
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from weclip_lib import cam, rfm
-from weclip_lib.affinity import affinity_labels, box_mask, propagate_cam, transition_matrix
 from weclip_lib.backbone import Backbone
-from weclip_lib.config import DecoderShape, Method
+from weclip_lib.config import DecoderShape, Method, in_range
 from weclip_lib.decoder import Decoder
 from weclip_lib.labels import IGNORE_INDEX, LabelSet
-from weclip_lib.losses import affinity_loss, segmentation_loss
-from weclip_lib.options import in_range
+from weclip_lib.ops.affinity import affinity_labels, box_mask, propagate_cam, transition_matrix
+from weclip_lib.ops.losses import affinity_loss, segmentation_loss
 
 
 @dataclass(frozen=True)

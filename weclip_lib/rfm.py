@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from weclip_lib.config import RFM_RULES
-from weclip_lib.options import one_of
+from weclip_lib.config import RFM_RULES, one_of
 
 Rule = Literal["absolute", "signed"]
 

@@ -1,0 +1,1 @@
+"""Data sets: their layouts, their checks, and how they are fetched."""

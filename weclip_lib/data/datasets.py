@@ -1,0 +1,207 @@
+"""Images with image-level labels; masks only for evaluation and full supervision.
+
+`LabelledImages` cannot open a mask: the weakly supervised trainer is given one of these.
+`MaskedImages` adds masks.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property, partial
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from weclip_lib.config import Profile, get_profile
+from weclip_lib.data.agreement import MANY, check_masks
+from weclip_lib.data.layouts import data_root, is_own, own_labels, read_listing
+from weclip_lib.labels import LabelSet
+from weclip_lib.storage.pictures import picture_problem, read_image, read_mask, squared
+from weclip_lib.world.minivoc import SPLIT_SEEDS, write_voc
+
+DATA = Path(__file__).resolve().parents[2] / "data"
+
+
+class LabelledImages:
+    """The pictures of a split with their image-level labels; layouts.py says where they lie.
+
+    Lists, and the header and end of every picture, are checked when it is made, before any long
+    work.
+
+    Args:
+        folder: Of the data set.
+        split: Its name.
+        labels: Class names.
+        min_size: Smallest side a picture may have, in pixels: one patch.
+        limit: Only the first so many pictures; 0: all.
+        square: Show every picture, and mask, as a square of so many pixels (`pictures.squared`);
+            0: as they are.
+        skip_broken: Decode every picture at the start, leave out those that are not as they should
+            be, and keep what is wrong with them in `broken`.
+
+    Raises:
+        ValueError: Naming the first thing that is missing, unreadable or too small.
+    """
+
+    has_masks = False
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        labels: LabelSet,
+        *,
+        min_size: int = 1,
+        limit: int = 0,
+        square: int = 0,
+        skip_broken: bool = False,
+    ) -> None:
+        self.folder, self.split, self.labels, self.square = folder, split, labels, square
+        listing = read_listing(folder, split, labels.classes, with_masks=self.has_masks)
+        rows = range(len(listing.names))[: limit or None]
+        look = partial(picture_problem, min_size=min_size, thorough=skip_broken)
+        with ThreadPoolExecutor() as pool:
+            paths = [listing.images[row] for row in rows]
+            problems = list(pool.map(look, paths))
+        self.broken = [problem for problem in problems if problem]
+        if self.broken and not skip_broken:
+            more = f" (and {len(self.broken) - 1} more)" if len(self.broken) > 1 else ""
+            raise ValueError(f"{self.broken[0]}{more}")
+        kept = [row for row, problem in zip(rows, problems, strict=True) if not problem]
+        self.names = [listing.names[row] for row in kept]
+        self.images = [listing.images[row] for row in kept]
+        self.tags = [listing.tags[row] for row in kept]
+        self._masks = [listing.masks[row] for row in kept] if self.has_masks else []
+        columns = {name: column for column, name in enumerate(labels.classes)}
+        table = torch.zeros(len(kept), len(columns))
+        for position, row in enumerate(kept):
+            table[position, [columns[tag] for tag in listing.tags[row]]] = 1
+        self.image_labels: Float[Tensor, "image fg"] = table
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        """Decode picture `index`."""
+        image = read_image(self.images[index])
+        return squared(image, self.square) if self.square else image
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Hashes of all that training sees: names with tags, and the bytes of the files."""
+        lists = "labels.csv" if is_own(self.folder) else f"{self.split}.txt and labels.csv"
+        tags = repr((self.names, self.image_labels.tolist(), self.square))
+        found = {f"names and tags ({lists})": sha256(tags.encode()).hexdigest()}
+        found["pictures"] = _digest(self.images)
+        return found | ({"masks": _digest(self._masks)} if self.has_masks else {})
+
+    def digest(self) -> str:
+        """One hash of them."""
+        return sha256(repr(self.digests).encode()).hexdigest()
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Hash of files' bytes, in order."""
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda path: sha256(path.read_bytes()).hexdigest(), paths)
+        bar = tqdm(found, total=len(paths), desc="reading files", disable=len(paths) < MANY)
+        return sha256(repr(list(bar)).encode()).hexdigest()
+
+
+class MaskedImages(LabelledImages):
+    """The same with masks, for scores and for the fully supervised trainer.
+
+    Every mask is read when it is made, and held against its picture's size and tags.
+
+    Raises:
+        ValueError: Naming the first mask that is missing, unreadable, of another size, or with
+            other classes than its picture's tags; in a devkit, where a few disagree, they are
+            only told.
+    """
+
+    has_masks = True
+
+    def __init__(self, *place, skip_broken: bool = False, **how) -> None:
+        super().__init__(*place, skip_broken=skip_broken, **how)
+        found = check_masks(
+            self._masks, self.images, self.tags, self.labels.classes, strict=is_own(self.folder)
+        )
+        if found.problems:
+            more = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
+            raise ValueError(f"{found.problems[0]}{more}")
+        for remark in found.remarks:
+            tqdm.write(remark, file=sys.stderr)
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
+        """Class ids of picture `index`, IGNORE_INDEX where void."""
+        mask = read_mask(self._masks[index], self.labels.class_count)
+        return squared(mask, self.square, nearest=True) if self.square else mask
+
+
+def normalise(
+    images: Sequence[UInt8[np.ndarray, "height width 3"]],
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+) -> Float[Tensor, "batch 3 height width"]:
+    """Stack pictures of one size and scale them by per-channel (mean, std) in [0, 1]."""
+    return normalise_pixels(torch.from_numpy(np.stack(images)), statistics)
+
+
+def normalise_pixels(
+    pixels: UInt8[Tensor, "batch height width 3"],
+    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+) -> Float[Tensor, "batch 3 height width"]:
+    """The same, of stacked pictures, on their device."""
+    mean, std = (torch.tensor(values)[:, None, None] * 255 for values in statistics)
+    channels = pixels.permute(0, 3, 1, 2).float()
+    return ((channels - mean.to(pixels.device)) / std.to(pixels.device)).contiguous()
+
+
+def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Cut `order` into lists of `size`; the last may be shorter."""
+    for start in range(0, len(order), size):
+        yield list(order[start : start + size])
+
+
+def open_profile(name: str, data_dir: str = "", weights: str = "") -> tuple[Profile, Path]:
+    """A profile and the folder of its pictures; one's own folder brings its classes along.
+
+    Args:
+        data_dir: Where the pictures are; empty: data/<profile>.
+        weights: Of the backbone, a tag or a file; empty: the profile's.
+
+    Raises:
+        ValueError: If there is no such profile, or its pictures are not there.
+    """
+    profile = get_profile(name)
+    if name == "folder" and not data_dir:
+        raise ValueError("profile folder needs data_dir: a folder with images/ and labels.csv")
+    folder = data_folder(profile, data_dir)
+    if is_own(folder):
+        profile = replace(profile, labels=own_labels(folder))
+    return replace(profile, weights=weights or profile.weights), folder
+
+
+def data_folder(profile: Profile, data_dir: str = "") -> Path:
+    """The folder of a profile's pictures; MiniVOC is drawn there first if need be.
+
+    Args:
+        data_dir: Where the user keeps the data set; default data/<profile>.
+
+    Raises:
+        ValueError: If pictures that cannot be drawn are not there.
+    """
+    if any(profile.drawn):
+        folder = Path(data_dir) if data_dir else DATA / f"minivoc-{profile.name}"
+        return write_voc(folder, dict(zip(SPLIT_SEEDS, profile.drawn, strict=True)))
+    folder = data_root(Path(data_dir) if data_dir else DATA / profile.name)
+    if not (is_own(folder) or (folder / "ImageSets").is_dir()):
+        raise ValueError(
+            f"no {profile.labels.name} at {folder}: see data/README.md, and pass data_dir"
+        )
+    return folder

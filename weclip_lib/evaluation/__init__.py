@@ -1,0 +1,1 @@
+"""Masks of pictures, scores of a split, and kinds of errors."""

@@ -1,0 +1,362 @@
+"""Use a trained decoder: masks and overlays of pictures, and scores of a split.
+
+weclip predict --decoder runs/voc/trained.safetensors IMAGES --out DIR
+weclip score --decoder runs/voc/trained.safetensors --split val --out DIR
+"""
+
+import argparse
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Integer, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from weclip_lib.backbone import Backbone, find_device, load_backbone
+from weclip_lib.config import (
+    CRF,
+    STATISTICS,
+    DecoderShape,
+    at_least,
+    check_scales,
+    in_range,
+    one_of,
+)
+from weclip_lib.data.datasets import MaskedImages, normalise, open_profile
+from weclip_lib.decoder import Decoder
+from weclip_lib.evaluation.plan import (
+    LEGEND,
+    LIST,
+    Plan,
+    Written,
+    find_images,
+    plan_outputs,
+    refuse_data_set,
+)
+from weclip_lib.evaluation.scores import label_map, predict, score_decoders, shown_to, with_crf
+from weclip_lib.figures.plotting import colours, matrix
+from weclip_lib.ops.metrics import scores
+from weclip_lib.storage.files import Unusable, check_writable, in_a_line, only_one
+from weclip_lib.storage.lists import Report, refuse
+from weclip_lib.storage.pictures import read_image, write_mask
+from weclip_lib.storage.tensors import load_weights, read_note, read_tensors
+
+READ_AHEAD = 4  # pictures that are decoded meanwhile
+BATCH_PIXELS = 2**22  # of pictures that are shown together
+GIVE = "give a trained.safetensors of `python -m weclip_lib.training.train`"
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A trained decoder on its backbone, and how pictures are shown to it."""
+
+    backbone: Backbone
+    decoder: Decoder
+    classes: tuple[str, ...]  # foreground, in the order of their ids
+    scales: tuple[float, ...]
+    long_side: int  # pixels; 0: pictures as they are
+    profile: str  # that it was trained with
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.decoder.parameters()).device
+
+    @torch.no_grad()
+    def label(
+        self, images: Sequence[UInt8[np.ndarray, "height width 3"]], *, crf: CRF | None = None
+    ) -> list[UInt8[np.ndarray, "height width"]]:
+        """Class ids of pictures of one size, averaged over scales and mirror images.
+
+        A picture is scaled to `long_side` for the network, and to 4096 patches at most; its logits
+        are scaled back to the picture's size.
+
+        Args:
+            crf: Works on a megapixel at most (`evaluate.with_crf`); None: there is none.
+        """
+        pixels = normalise(images, self.backbone.statistics).to(self.device)
+        pixels = shown_to(self.backbone, pixels, self.long_side, self.scales)
+        ((_, logits),) = predict(self.backbone, [self.decoder], pixels, scales=self.scales)
+        if crf:
+            return [with_crf(*pair, crf) for pair in zip(logits, images, strict=True)]
+        return list(label_map(logits, images[0].shape[:2]).cpu().numpy())
+
+
+def read_about(path: Path) -> dict:
+    """What a trained decoder's file says of itself (`train.trained_note`), checked.
+
+    Raises:
+        ValueError: If it is not there, damaged, or does not say what it is.
+    """
+    note = read_note(path)
+    needed = ("classes", "backbone", "weights", "statistics", "profile", "decoder", "scales")
+    missing = [key for key in (*needed, "long_side") if key not in note]
+    if missing:
+        raise Unusable(f"{path} does not say which {missing[0]} it belongs to: {GIVE}")
+    try:
+        for key in ("backbone", "weights", "profile"):
+            _check_words(key, [note[key]])
+        _check_words("classes", note["classes"])
+        one_of("statistics", note["statistics"], STATISTICS)
+        in_range("long_side", note["long_side"], 0)
+        check_scales(note["scales"])
+        return {**note, "decoder": asdict(DecoderShape(**note["decoder"]))}
+    except (ValueError, TypeError, KeyError) as error:
+        said = in_a_line(error)
+        raise Unusable(f"what {path} says of itself is damaged ({said}): {GIVE}") from error
+
+
+def _check_words(name: str, words: object) -> None:
+    fits = isinstance(words, list) and all(isinstance(w, str) and w.strip() for w in words)
+    if not fits or not 0 < len(set(words)) == len(words) < 255:
+        raise ValueError(f"{name} are {str(words)[:80]}, not 1 to 254 different words")
+
+
+def load_segmenter(path: Path, *, weights: str = "", device: str = "cpu") -> Segmenter:
+    """What `weclip train` wrote: a decoder that says which backbone it belongs to.
+
+    Args:
+        weights: Of the backbone, instead of those that the decoder names.
+        device: Its name (`options.find_device`); empty: a GPU if there is one.
+
+    Raises:
+        ValueError: If it is not there, is damaged, does not say what it is, or there is no such
+            device.
+        FileNotFoundError: If the backbone's weights are not there.
+    """
+    place, note, state = find_device(device), read_about(path), read_tensors(path)
+    backbone = load_backbone(note["backbone"], weights or note["weights"], note["statistics"])
+    fused = len(backbone.blocks) - 1
+    decoder = Decoder.described(note, width=backbone.width, block_count=fused)
+    load_weights(decoder, state, str(path))
+    return Segmenter(
+        backbone.to(place),
+        decoder.to(place).eval(),
+        tuple(note["classes"]),
+        tuple(note["scales"]),
+        note["long_side"],
+        note["profile"],
+    )
+
+
+def overlay(
+    image: UInt8[np.ndarray, "height width 3"], label: Integer[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The picture with its classes laid over it in colour; background as it is."""
+    shown = colours(256)[label]
+    mixed = (image.astype(np.uint16) + shown) // 2
+    return np.where((label > 0)[..., None], mixed, image).astype(np.uint8)
+
+
+def segment_files(
+    segmenter: Segmenter,
+    images: dict[str, Path],
+    *,
+    batch: int = 1,
+    crf: CRF | None = None,
+    report: Report = refuse,
+) -> Iterator[tuple[str, UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width"]]]:
+    """Name, picture and class ids of files; successive ones of one size are shown together.
+
+    Args:
+        batch: At most so many, and 4 megapixels if there are several.
+        report: Called with what is wrong with a picture, which is then left out; by default, the
+            first is raised.
+
+    Raises:
+        ValueError: Naming a file that cannot be read, or is smaller than a patch.
+    """
+    for together in _of_one_size(images, batch, report):
+        try:
+            labels = segmenter.label([picture for _, picture in together], crf=crf)
+        except ValueError as error:
+            for name, _ in together:
+                report(f"{images[name]} cannot be labelled: {error}")
+            continue
+        for (name, picture), label in zip(together, labels, strict=True):
+            yield name, picture, label
+
+
+def _of_one_size(
+    images: dict[str, Path], batch: int, report: Report
+) -> Iterator[list[tuple[str, UInt8[np.ndarray, "height width 3"]]]]:
+    together: list[tuple[str, np.ndarray]] = []
+    for name, coming in _read_ahead(images):
+        try:
+            picture = coming.result()
+        except Unusable as error:
+            report(str(error))
+            continue
+        pixels = (len(together) + 1) * picture.shape[0] * picture.shape[1]
+        full = len(together) == batch or pixels > BATCH_PIXELS
+        if together and (full or picture.shape != together[0][1].shape):
+            yield together
+            together = []
+        together.append((name, picture))
+    if together:
+        yield together
+
+
+def _read_ahead(images: dict[str, Path]) -> Iterator[tuple[str, Future]]:
+    """Pictures in order, while the next ones are being decoded."""
+    with ThreadPoolExecutor() as pool:
+        coming: deque[tuple[str, Future]] = deque()
+        for name, path in images.items():
+            coming.append((name, pool.submit(read_image, path)))
+            if len(coming) > READ_AHEAD:
+                yield coming.popleft()
+        yield from coming
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    images = find_images(arguments.images, names=arguments.names, out=arguments.out)
+    plan = plan_outputs(
+        images, arguments.out, overlays=arguments.overlays, voc_server=arguments.voc_server
+    )
+    segmenter = _loaded(arguments)
+    legend = "".join(f"{n},{c}\n" for n, c in enumerate(("background", *segmenter.classes)))
+    legend = f"id,class\n{legend}"
+    before = arguments.out / LEGEND
+    if before.exists() and before.read_text("utf-8") != legend:
+        raise Unusable(f"{before} has other classes than {arguments.decoder}: choose another --out")
+    check_writable(arguments.out)
+    with only_one(arguments.out / LIST):
+        problems = _write_masks(arguments, plan, segmenter, legend)
+    count = len(images) - len(problems)
+    tqdm.write(f"wrote {count} masks to {plan.masks}", file=sys.stderr)
+    if problems:
+        listed = "\n".join(problems)
+        raise Unusable(
+            f"{len(problems)} of {len(images)} pictures could not be labelled:\n{listed}"
+        )
+
+
+def _write_masks(
+    arguments: argparse.Namespace, plan: Plan, segmenter: Segmenter, legend: str
+) -> list[str]:
+    """Write all masks that can be; returns what is wrong with the others."""
+    written, problems = Written(plan.out), []
+    with written.whole(plan.out / LEGEND) as partial:
+        partial.write_text(legend, encoding="utf-8", newline="")
+    crf = CRF() if arguments.crf else None
+    found = segment_files(
+        segmenter, plan.images, batch=arguments.batch, crf=crf, report=problems.append
+    )
+    bar = tqdm(found, total=len(plan.images), desc="pictures", unit="picture")
+    for name, picture, label in bar:
+        mask, *overlays = plan.targets(name)
+        try:
+            with written.whole(mask) as partial:
+                write_mask(partial, label)
+            for path in overlays:
+                with written.whole(path) as partial:
+                    Image.fromarray(overlay(picture, label)).save(partial, format="PNG")
+        except Unusable as error:
+            problems.append(str(error))
+    return problems
+
+
+def _loaded(arguments: argparse.Namespace) -> Segmenter:
+    return load_segmenter(arguments.decoder, weights=arguments.weights, device=arguments.device)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    find_device(arguments.device)
+    about = read_about(arguments.decoder)
+    refuse_data_set(arguments.out)
+    setting, folder = open_profile(arguments.profile or about["profile"], arguments.data_dir)
+    classes = tuple(about["classes"])
+    if setting.labels.classes != classes:
+        raise ValueError(
+            f"{arguments.decoder} knows {len(classes)} classes, {classes[:3]}..., the data "
+            f"{len(setting.labels.classes)}, {setting.labels.classes[:3]}...: choose the data that "
+            "it was trained for"
+        )
+    dataset = MaskedImages(folder, arguments.split, setting.labels, limit=arguments.pictures)
+    check_writable(arguments.out)
+    written = Written(arguments.out)
+    for name in ("per_class.csv", "scores.csv", "confusion.png"):
+        written.check(arguments.out / name)
+    segmenter = _loaded(arguments)
+    found = score_decoders(
+        segmenter.backbone,
+        {"it": segmenter.decoder},
+        dataset,
+        scales=segmenter.scales,
+        long_side=segmenter.long_side,
+        batch=1,
+        crf=CRF(),
+    )["it"]
+    kinds = ("single scale", "scales and flips", "with CRF")
+    judged = [scores(table) for table in found]
+    names = ("background", *setting.labels.classes)
+    per_class = pd.DataFrame({k: s.class_iou.tolist() for k, s in zip(kinds, judged, strict=True)})
+    per_class.insert(0, "class", names)
+    with written.whole(arguments.out / "per_class.csv") as partial:
+        per_class.round(2).to_csv(partial, index=False, lineterminator="\n")
+    total = pd.DataFrame(
+        {
+            "prediction": kinds,
+            "miou": [s.miou for s in judged],
+            "pixel accuracy": [s.pixel_accuracy for s in judged],
+            "split": arguments.split,
+            "pictures": len(dataset),
+        }
+    )
+    with written.whole(arguments.out / "scores.csv") as partial:
+        total.round(2).to_csv(partial, index=False, lineterminator="\n")
+    parts = found[1].double() / found[1].sum(dim=1, keepdim=True).clamp(min=1)
+    title = "share of the true pixels (rows) that are predicted as (columns)"
+    figure = matrix(parts.numpy(), rows=names, columns=names, title=title)
+    with written.whole(arguments.out / "confusion.png") as partial:
+        figure.savefig(partial, dpi=100, format="png")
+    sys.stdout.write(f"split {arguments.split} of {folder}: {len(dataset)} pictures\n\n")
+    sys.stdout.write(f"{per_class.round(2).to_string(index=False)}\n\n")
+    sys.stdout.write(f"{total.round(2).to_string(index=False)}\n")
+    tqdm.write(f"wrote {arguments.out / 'scores.csv'}", file=sys.stderr)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Masks of pictures, or scores of a split, by a trained decoder."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    predicting = commands.add_parser("predict", help="masks as indexed PNG with VOC's palette")
+    predicting.add_argument("images", type=Path, nargs="+", help="files, or folders of them")
+    predicting.add_argument("--names", type=Path, help="only those of a list, as in ImageSets")
+    predicting.add_argument("--crf", action="store_true", help="dense CRF after the network")
+    predicting.add_argument("--overlays", action="store_true", help="pictures with classes, too")
+    predicting.add_argument(
+        "--voc-server", action="store_true", help="in the folders that VOC's server expects"
+    )
+    predicting.add_argument(
+        "--batch", type=at_least(1), default=1, help="pictures of one size together"
+    )
+    scoring = commands.add_parser("score", help="mIoU: single scale, scales and flips, with CRF")
+    scoring.add_argument("--profile", default="", help="of the data; default the decoder's")
+    scoring.add_argument("--data-dir", default="", help="default data/<profile>")
+    scoring.add_argument("--split", default="val")
+    scoring.add_argument(
+        "--pictures", type=at_least(0), default=0, help="the first so many; 0: all"
+    )
+    for command in (predicting, scoring):
+        command.add_argument("--decoder", type=Path, required=True, help="a trained.safetensors")
+        command.add_argument("--weights", default="", help="of the backbone, if they moved")
+        command.add_argument("--out", type=Path, required=True, help="folder")
+        command.add_argument(
+            "--device", default="", help="cpu, cuda, mps; default: a GPU if there is one"
+        )
+    arguments = parser.parse_args(given)
+    try:
+        (_predict if arguments.command == "predict" else _score)(arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Inference (single scale; multi-scale with flip) and scores of decoders and of pseudo labels.
+
+Memory is bounded for pictures of any size: by what the network sees, by how many logits are at the
+picture's size at once, and by the pixels that the CRF works on.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Integer, UInt8
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from weclip_lib.backbone import Backbone
+from weclip_lib.config import CRF
+from weclip_lib.data.datasets import MaskedImages, batches, normalise
+from weclip_lib.decoder import Decoder
+from weclip_lib.ops.crf import dense_crf
+from weclip_lib.ops.metrics import confusion_matrix
+
+Key = TypeVar("Key", bound=Hashable)
+MOST_PATCHES = 4096  # that the network sees of a picture: 1024x1024 pixels of a ViT-B/16
+LOGITS_AT_ONCE = 2**24  # at a picture's size: 64 MB
+CRF_PIXELS = 2**19  # of a picture, at most: 0.7 GB with 21 classes; VOC and COCO have fewer
+AHEAD = 16  # pictures that wait for their CRF, so that all cores have work,
+AHEAD_PIXELS = 3 * 2**19  # and so many pixels of them, however many cores: 2 GB with 21 classes
+Logits = Float[Tensor, "batch cls grid_h grid_w"]
+
+
+@torch.no_grad()
+def predict(
+    backbone: Backbone,
+    decoders: Sequence[Decoder],
+    images: Float[Tensor, "batch 3 height width"],
+    *,
+    scales: Sequence[float] = (1.0, 0.75),
+    flip: bool = True,
+) -> list[tuple[Logits, Logits]]:
+    """Logits of each decoder: single scale, and averaged over scales and flips.
+
+    The backbone runs once for all decoders. Of every scale, the plain and the flipped picture's
+    logits are averaged, then those of all scales at the first one's grid. No CAM is computed.
+    Source: official test_msc_flip_voc.py; REFERENCE 40, 41.
+
+    Args:
+        images: Normalised; any size from one patch up.
+        scales: The first is the single scale, and has to be 1.
+        flip: Whether mirror images are looked at, too. Without, and at one scale, both logits of a
+            decoder are one tensor.
+    """
+    single: list[Logits] = []
+    scaled: list[list[Logits]] = [[] for _ in decoders]
+    for scale in scales:
+        resized = images
+        if scale != 1:
+            resized = F.interpolate(
+                images, scale_factor=scale, mode="bilinear", align_corners=False
+            )
+        shown = torch.cat([resized, resized.flip(-1)]) if flip else resized
+        features = backbone.encode_image(shown, maps=0)
+        patches = features.tokens[:, :, 1:]
+        for number, decoder in enumerate(decoders):
+            plain, *mirrored = decoder(patches, features.grid)[0].split(len(images))
+            if len(single) < len(decoders):
+                single.append(plain)
+            mean = torch.stack([plain, *(logits.flip(-1) for logits in mirrored)]).mean(0)
+            size = single[number].shape[-2:]
+            scaled[number].append(
+                F.interpolate(mean, size=size, mode="bilinear", align_corners=False)
+            )
+    if len(scales) == 1 and not flip:
+        return [(one, one) for one in single]
+    return [(one, torch.stack(all_).mean(0)) for one, all_ in zip(single, scaled, strict=True)]
+
+
+def enlarge(logits: Logits, size: tuple[int, int]) -> Float[Tensor, "batch cls height width"]:
+    """Logits at `size` pixels, bilinearly."""
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def label_map(logits: Logits, size: tuple[int, int]) -> UInt8[Tensor, "batch height width"]:
+    """Class ids at `size` pixels: enlarge the logits bilinearly, then take the best class.
+
+    Some classes are enlarged at a time. Of equal logits, the first class wins.
+    """
+    together = max(1, LOGITS_AT_ONCE // (len(logits) * size[0] * size[1]))
+    best, found = _best(logits[:, :together], size)
+    for start in range(together, logits.shape[1], together):
+        values, ids = _best(logits[:, start : start + together], size)
+        better = values > best
+        found[better] = ids[better] + start
+        best = torch.maximum(best, values)
+    return found
+
+
+def _best(logits: Logits, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    values, ids = enlarge(logits, size).max(dim=1)
+    return values, ids.to(torch.uint8)
+
+
+def resize_longer(
+    images: Float[Tensor, "batch 3 height width"], long_side: int
+) -> Float[Tensor, "batch 3 new_h new_w"]:
+    """Scale pictures so that their longer side has so many pixels; 0 leaves them as they are.
+
+    Differs: the official code truncates, and so makes 511 pixels of some widths (REFERENCE 40).
+    """
+    height, width = images.shape[-2:]
+    if long_side in (0, max(height, width)):
+        return images
+    size = [max(1, round(side * long_side / max(height, width))) for side in (height, width)]
+    return F.interpolate(images, size, mode="bilinear", align_corners=False)
+
+
+def shown_to(
+    backbone: Backbone,
+    images: Float[Tensor, "batch 3 height width"],
+    long_side: int,
+    scales: Sequence[float] = (1.0,),
+) -> Float[Tensor, "batch 3 new_h new_w"]:
+    """Pictures as the network sees them: scaled to `long_side`, and to 4096 patches at most.
+
+    The shorter side keeps a patch at least, at every scale, however long the other is.
+
+    Args:
+        long_side: Pixels of the longer side; 0: as they are, up to so many patches.
+        scales: That follow; the largest one has to keep within so many patches.
+    """
+    height, width = images.shape[-2:]
+    longer = max(height, width)
+    patches = height * width * (max(1.0, *scales) / backbone.patch_size) ** 2
+    most = int(longer * math.sqrt(MOST_PATCHES / patches))
+    least = math.ceil(longer * backbone.patch_size / (min(1.0, *scales) * min(height, width)))
+    return resize_longer(images, max(least, min(long_side or longer, most)))
+
+
+def crf_size(height: int, width: int) -> tuple[int, int]:
+    """The size at which the CRF works on a picture: its own, or about half a megapixel."""
+    shrink = min(1.0, math.sqrt(CRF_PIXELS / (height * width)))
+    return max(1, int(height * shrink)), max(1, int(width * shrink))
+
+
+def with_crf(
+    logits: Float[Tensor, "cls grid_h grid_w"], image: UInt8[np.ndarray, "height width 3"], crf: CRF
+) -> UInt8[np.ndarray, "height width"]:
+    """Class ids of one picture after the dense CRF, at the picture's size.
+
+    Beyond half a megapixel, the ids of a smaller picture are copied to their neighbours.
+    """
+    height, width = image.shape[:2]
+    small = crf_size(height, width)
+    shown = Image.fromarray(image).resize(small[::-1])
+    odds = enlarge(logits[None], small)[0].softmax(dim=0).float().cpu().numpy()
+    ids = dense_crf(odds, np.asarray(shown), crf).argmax(axis=0).astype(np.uint8)
+    return np.array(Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST))
+
+
+def score_decoders(
+    backbone: Backbone,
+    decoders: Mapping[Key, Decoder],
+    dataset: MaskedImages,
+    *,
+    scales: Sequence[float] = (1.0, 0.75),
+    flip: bool = True,
+    long_side: int = 0,
+    batch: int = 8,
+    crf: CRF | None = None,
+) -> dict[Key, tuple[Integer[Tensor, "cls cls"], ...]]:
+    """Confusion matrices of each decoder: single scale, averaged over scales and flips, with CRF.
+
+    Pictures of one batch have to be of one size; use `batch=1` where sizes differ.
+
+    Args:
+        long_side: Pixels of the longer side that pictures are scaled to (`shown_to`); 0: as they
+            are. Class ids are judged at the mask's size.
+        crf: Of the averaged logits, on all cores; None: there are two matrices a decoder.
+    """
+    modes = {name: decoder.training for name, decoder in decoders.items()}
+    for decoder in decoders.values():
+        decoder.eval()
+    count, device = dataset.labels.class_count, next(backbone.parameters()).device
+    totals = {n: torch.zeros(3 if crf else 2, count, count, dtype=torch.long) for n in decoders}
+    pending: deque[tuple[Key, int, Future]] = deque()  # with their pixels
+
+    def judged(found: Tensor, mask: UInt8[np.ndarray, "height width"]) -> Tensor:
+        return confusion_matrix(found.cpu(), torch.from_numpy(mask), count)
+
+    def refined(logits: Tensor, image: np.ndarray, mask: np.ndarray) -> Tensor:
+        return judged(torch.from_numpy(with_crf(logits, image, crf)), mask)
+
+    def collect(left: int, pixels: int) -> None:
+        while len(pending) > left or sum(own for _, own, _ in pending) > pixels:
+            name, _, waiting = pending.popleft()
+            totals[name][2] += waiting.result()
+
+    with ThreadPoolExecutor() as pool:
+        for rows in tqdm(
+            list(batches(range(len(dataset)), batch)), desc=f"scoring {dataset.split}", unit="batch"
+        ):
+            pictures = [dataset.image(row) for row in rows]
+            images = normalise(pictures, backbone.statistics).to(device)
+            images = shown_to(backbone, images, long_side, scales)
+            outputs = predict(backbone, list(decoders.values()), images, scales=scales, flip=flip)
+            masks = [dataset.mask(row) for row in rows]
+            for name, (single, mean) in zip(decoders, outputs, strict=True):
+                for place, (image, mask) in enumerate(zip(pictures, masks, strict=True)):
+                    one, other = single[place : place + 1], mean[place : place + 1]
+                    table = judged(label_map(one, mask.shape)[0], mask)
+                    totals[name][0] += table
+                    if mean is not single:
+                        table = judged(label_map(other, mask.shape)[0], mask)
+                    totals[name][1] += table
+                    if crf:
+                        pixels = math.prod(crf_size(*mask.shape))
+                        collect(AHEAD - 1, AHEAD_PIXELS - pixels)
+                        waiting = pool.submit(refined, other[0], image, mask)
+                        pending.append((name, pixels, waiting))
+        collect(0, 0)
+    for name, decoder in decoders.items():
+        decoder.train(modes[name])
+    return {name: tuple(total) for name, total in totals.items()}
+
+
+def score_labels(
+    label: Callable[[list[int]], Mapping[str, Integer[Tensor, "batch height width"]]],
+    dataset: MaskedImages,
+    *,
+    rows: Sequence[int] | None = None,
+    batch: int = 8,
+) -> dict[str, Integer[Tensor, "cls cls"]]:
+    """Confusion matrices of pseudo labels against the masks that training never sees.
+
+    Args:
+        label: Gives, for some rows of the data set, the label maps of each variant by its name.
+        rows: Of which pictures; all by default.
+    """
+    chosen = range(len(dataset)) if rows is None else rows
+    count = dataset.labels.class_count
+    totals: dict[str, Tensor] = {}
+    for part in tqdm(list(batches(chosen, batch)), desc="scoring labels", unit="batch"):
+        masks = [torch.from_numpy(dataset.mask(row)) for row in part]
+        for name, found in label(part).items():
+            tables = [confusion_matrix(f, m, count) for f, m in zip(found, masks, strict=True)]
+            totals[name] = totals.get(name, 0) + torch.stack(tables).sum(0)
+    return totals

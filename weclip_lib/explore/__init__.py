@@ -1,0 +1,1 @@
+"""Interactive explorers, and the stages that they show."""

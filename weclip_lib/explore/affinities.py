@@ -1,0 +1,125 @@
+"""What a patch is tied to: by attention, by a decoder, and by what the RFM makes of both."""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from weclip_lib import rfm
+from weclip_lib.config import Method
+from weclip_lib.decoder import Decoder
+from weclip_lib.explore.probe import head_attention
+from weclip_lib.explore.stages import Keeper, Picture, Pipeline
+from weclip_lib.ops.affinity import transition_matrix
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one patch is tied to, by different matrices; each over the patches of the picture."""
+
+    head: Float[Tensor, "grid_h grid_w"]  # attention of the chosen block and head
+    mean: Float[Tensor, "grid_h grid_w"]  # of the last blocks, all heads
+    affinity: Float[Tensor, "grid_h grid_w"]  # of the decoder, in (0, 1)
+    product: Float[Tensor, "grid_h grid_w"]  # what the RFM makes of both
+    transition: Float[Tensor, "grid_h grid_w"]  # of that product
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which blocks the RFM selects for a picture, and by what margin."""
+
+    blocks: list[int]  # those it chooses from
+    difference: list[float]  # of each block's attention to the affinity: the mean over all pairs
+    limit: float  # the mean block's; at most this is selected
+    selected: list[bool]
+
+
+class Affinities(Keeper):
+    """What belongs together, patch by patch, by attention, decoder and RFM.
+
+    Args:
+        pipeline: Gives features and attention.
+        method: RFM rule and number of blocks.
+        decoders: By their name, such as the training step.
+    """
+
+    def __init__(self, pipeline: Pipeline, method: Method, decoders: dict[str, Decoder]) -> None:
+        super().__init__()
+        self.pipeline, self.method, self.decoders = pipeline, method, decoders
+
+    def heads(self, shown: Picture, block: int) -> Float[Tensor, "head patch patch"]:
+        """Attention of every head of a block between patches."""
+        way = self.pipeline
+        return self._once(
+            "heads",
+            (shown, block),
+            lambda: head_attention(way.backbone, way.images(shown), way.features(shown), block)[
+                0, :, 1:, 1:
+            ],
+            4,
+        )
+
+    def affinity(self, shown: Picture, decoder: str) -> Float[Tensor, "1 patch patch"]:
+        """Of a decoder."""
+
+        def make() -> Tensor:
+            features = self.pipeline.features(shown)
+            with torch.no_grad():
+                return self.decoders[decoder](features.tokens[:, :, 1:], features.grid)[1]
+
+        return self._once("affinity", (shown, decoder), make)
+
+    def _refined(self, shown: Picture, decoder: str) -> tuple[Tensor, Tensor]:
+        def make() -> tuple[Tensor, Tensor]:
+            product, _ = rfm.refine_attention(
+                self.pipeline.attention(shown)[-self.method.rfm_layers :],
+                self.affinity(shown, decoder),
+                rule=self.method.rfm_rule,
+            )
+            return product, transition_matrix(product, rounds=self.method.sinkhorn_rounds)
+
+        return self._once("refined", (shown, decoder), make)
+
+    def rows(
+        self, shown: Picture, patch: int, *, block: int, head: int | None, decoder: str
+    ) -> Rows:
+        """Rows of a patch.
+
+        Args:
+            patch: Row-major over the grid.
+            block: Of the backbone, from 0.
+            head: From 0; None: the mean of all heads.
+            decoder: Which one.
+        """
+        heads = self.heads(shown, block)
+        product, transition = self._refined(shown, decoder)
+        mean = rfm.static_attention(self.pipeline.attention(shown), last=self.method.static_layers)
+        height = self.pipeline.features(shown).grid[0]
+        found = (
+            heads[:, patch].mean(dim=0) if head is None else heads[head, patch],
+            mean[0, patch],
+            self.affinity(shown, decoder)[0, patch],
+            product[0, patch],
+            transition[0, patch],
+        )
+        return Rows(*(rearrange(row, "(h w) -> h w", h=height) for row in found))
+
+    def choice(self, shown: Picture, decoder: str) -> Choice:
+        """The RFM's choice of blocks, and how close it was."""
+        count = self.method.rfm_layers
+        attention = self.pipeline.attention(shown)[-count:]
+        affinity = self.affinity(shown, decoder)
+        difference = affinity - attention
+        if self.method.rfm_rule == "absolute":
+            difference = difference.abs()
+        means = difference.mean(dim=(1, 2, 3))
+        selected = rfm.select_attention(attention, affinity, rule=self.method.rfm_rule)[:, 0]
+        last = len(self.pipeline.backbone.blocks)
+        return Choice(
+            list(range(last - count, last)),
+            means.tolist(),
+            float(means.mean()),
+            selected.tolist(),
+        )

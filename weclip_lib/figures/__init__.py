@@ -1,0 +1,1 @@
+"""Figures of matplotlib, and small pictures for the explorers."""

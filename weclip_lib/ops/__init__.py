@@ -1,0 +1,1 @@
+"""Tensor maths of the method: no weights, no data, no disk."""

@@ -1,0 +1,1 @@
+"""Files: read or refused by name, and written whole."""

@@ -1,0 +1,198 @@
+"""Where a backbone's weights come from: a tag of open_clip, a file, a folder, or MiniCLIP.
+
+Nothing falls back in silence: without its weights there is no backbone.
+"""
+
+import json
+import logging
+import math
+from hashlib import sha256
+from pathlib import Path
+
+import open_clip
+from torch import nn
+
+from weclip_lib.storage.archive import OPENAI_NUMBERS
+from weclip_lib.storage.files import in_a_line, reading
+from weclip_lib.storage.tensors import load_weights, read_tensors
+
+MINICLIP_FOLDER = Path(__file__).resolve().parents[2] / "data" / "miniclip"
+IN_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # names of open_clip
+open_clip.add_model_config(MINICLIP_FOLDER / "MiniCLIP.json")
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std) by channel
+
+
+def refusal(name: str) -> str | None:
+    """Why a model of open_clip cannot be a backbone here; None if it can.
+
+    CAMs need a vision transformer with a class token whose last norm comes before pooling, in
+    open_clip's own implementation, since attention is read within its blocks.
+    """
+    config = open_clip.get_model_config(name)
+    if config is None:
+        return f"unknown backbone {name!r}: choose one of open_clip.list_models()"
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    reason = None
+    if "timm_model_name" in vision:
+        reason = (
+            f"its image tower is timm's {vision['timm_model_name']} (SigLIP's have no class token)"
+        )
+    elif isinstance(vision.get("layers"), list):
+        reason = "its image tower is a ResNet"
+    elif vision.get("attentional_pool") or "multimodal_cfg" in config:
+        reason = "it pools patches by attention (CoCa)"
+    elif vision.get("pool_type", "tok") != "tok" or vision.get("final_ln_after_pool"):
+        reason = "it averages patches before its last norm (CLIPA)"
+    elif "hf_model_name" in text:
+        reason = f"its text tower is {text['hf_model_name']} of another library"
+    return reason and f"{name} cannot be a backbone here: {reason}; choose a ViT such as ViT-B-16"
+
+
+def untrained(name: str) -> nn.Module:
+    """An open_clip model to load weights into, and not the warning that it has none."""
+    logging.disable(logging.WARNING)
+    try:
+        return open_clip.create_model(name, load_weights=False)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def miniclip_weights() -> tuple[Path, frozenset[str]]:
+    """The weights that ship, checked, and the words of their training captions.
+
+    Raises:
+        FileNotFoundError: If they, or the card that describes them, are not there.
+        ValueError: If they are not the files that ship.
+    """
+    root, place = MINICLIP_FOLDER.parents[1], "/".join(MINICLIP_FOLDER.parts[-2:])
+    remedy = f"restore it with `git checkout -- {place}` in {root}"
+    path, card = MINICLIP_FOLDER / "MiniCLIP.safetensors", MINICLIP_FOLDER / "card.json"
+    for needed in (path, card):
+        if not needed.exists():
+            raise FileNotFoundError(f"{needed} is missing: {remedy}")
+    with reading(card, remedy):
+        shown = json.loads(card.read_bytes())
+        expected, words = shown["sha256"], frozenset(shown["vocabulary"])
+    with reading(path, remedy):
+        found = sha256(path.read_bytes()).hexdigest()
+        if found != expected:
+            raise ValueError(f"it is not the file that ships, but one with sha256 {found[:12]}...")
+    return path, words
+
+
+def _other(name: str) -> str | None:
+    """The model of open_clip that differs in nothing but its activation, if there is one."""
+    wanted = open_clip.get_model_config(name)
+    wanted["quick_gelu"] = not wanted.get("quick_gelu", False)
+    for other in open_clip.list_models():
+        if {"quick_gelu": False, **open_clip.get_model_config(other)} == wanted:
+            return other
+    return None
+
+
+def _check_activation(name: str, source: str, *, quick: bool) -> None:
+    """Refuse weights of the other activation: their shapes fit, and every result is wrong."""
+    if open_clip.get_model_config(name).get("quick_gelu", False) != quick:
+        kinds = ("GELU", "QuickGELU")
+        raise ValueError(
+            f"{source} was trained with {kinds[quick]}, {name} has {kinds[not quick]}: "
+            f"choose {_other(name) or 'the model that it was made for'}"
+        )
+
+
+def _from_file(name: str, path: Path) -> nn.Module:
+    """A model with the weights of a file, in the model's precision."""
+    clip, state = untrained(name), read_tensors(path)
+    given = {number: state.pop(number) for number in OPENAI_NUMBERS if number in state}
+    here = (clip.visual.image_size[0], clip.context_length, clip.vocab_size)
+    for number, own in zip(OPENAI_NUMBERS, here, strict=True):
+        if number in given and given[number].tolist() != own:
+            raise ValueError(
+                f"{path} has {number} {given[number].tolist()}, {name} has {own}: "
+                "choose the model that it was made for"
+            )
+    load_weights(clip, state, str(path))
+    if len(given) == len(OPENAI_NUMBERS):
+        _check_activation(name, str(path), quick=True)
+    return clip
+
+
+def _from_folder(name: str, folder: Path) -> tuple[nn.Module, Statistics | None]:
+    """Weights of a checkpoint folder of open_clip, and the statistics that its config names."""
+    files = [folder / name for name in IN_FOLDER if (folder / name).exists()]
+    if not files:
+        raise FileNotFoundError(f"{folder} has none of {', '.join(IN_FOLDER)}")
+    config, statistics = folder / "open_clip_config.json", None
+    if config.exists():
+        with reading(config, "get it anew, or remove it to use the statistics of the model"):
+            shown = json.loads(config.read_bytes())
+            prepared, model = shown.get("preprocess_cfg", {}), shown.get("model_cfg")
+            if "mean" in prepared or "std" in prepared:
+                statistics = _statistics(prepared.get("mean"), prepared.get("std"))
+            quick = None if model is None else bool(model.get("quick_gelu", False))
+        if quick is not None:
+            _check_activation(name, str(folder), quick=quick)
+    return _from_file(name, files[0]), statistics
+
+
+def _statistics(mean: object, std: object) -> Statistics:
+    for values in (mean, std):
+        numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
+        if not numbers or len(values) != 3 or not all(map(math.isfinite, values)):
+            raise ValueError(f"mean {mean}, std {std}: each must be three numbers")
+    if min(std) <= 0:
+        raise ValueError(f"std {std}: each must be more than 0")
+    if max(std) > 1 or min(mean) < 0 or max(mean) > 1:
+        raise ValueError(f"mean {mean}, std {std}: pixels go from 0 to 1, and so must these")
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _by_tag(name: str, tag: str) -> nn.Module:
+    """Weights that open_clip fetches, or has fetched before."""
+    tags, other = open_clip.list_pretrained_tags_by_model(name), _other(name)
+    if tag not in tags and other and tag in open_clip.list_pretrained_tags_by_model(other):
+        _check_activation(name, f"weights {tag!r}", quick=_quick(other, tag))
+    if tag not in tags:
+        raise ValueError(
+            f"weights {tag!r} are neither a file nor a tag of {name}: "
+            f"give a path, or one of {', '.join(tags) or 'no tags'}"
+        )
+    _check_activation(name, f"weights {tag!r}", quick=_quick(name, tag))
+    try:
+        return open_clip.create_model(name, pretrained=tag, require_pretrained=True)
+    except Exception as error:  # libraries of hubs raise their own, and wrap network errors
+        about = open_clip.get_pretrained_cfg(name, tag)
+        hub = f"{IN_FOLDER[0]} of https://huggingface.co/{about.get('hf_hub', '').rstrip('/')}"
+        where = " or ".join(
+            place for place in (about.get("url"), about.get("hf_hub") and hub) if place
+        )
+        raise FileNotFoundError(
+            f"the weights {tag!r} of {name} are not here and cannot be fetched "
+            f"({in_a_line(error)}): get {where} with another machine, "
+            "and give its path as `weights`"
+        ) from error
+
+
+def _quick(name: str, tag: str) -> bool:
+    return open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False)
+
+
+def load_pretrained(name: str, weights: str | Path) -> tuple[nn.Module, Statistics]:
+    """An open_clip model with its weights, and the image statistics that it was trained with.
+
+    Args:
+        weights: A tag of open_clip, a file, or a checkpoint folder of open_clip.
+
+    Raises:
+        ValueError: If the tag is unknown, or a file is not what it should be.
+        FileNotFoundError: If a file is not there, or cannot be fetched; the error says where from.
+    """
+    path, stated = Path(weights), None
+    if path.is_dir():
+        clip, stated = _from_folder(name, path)
+    elif path.exists():
+        clip = _from_file(name, path)
+    else:
+        clip = _by_tag(name, str(weights))
+    return clip, stated or (clip.visual.image_mean, clip.visual.image_std)

@@ -1,0 +1,1 @@
+"""Studies: notebooks run headlessly, grids of runs, and published tables."""

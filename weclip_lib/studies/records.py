@@ -1,0 +1,155 @@
+"""What the outputs of a notebook's run depend on, and what a finished run leaves about itself.
+
+Nothing here takes long to import: a run that is up to date is found so within a second.
+"""
+
+import ast
+import json
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from weclip_lib.config import get_profile
+from weclip_lib.storage.files import Unusable, files_below, in_a_line, reading, write_text
+from weclip_lib.storage.provenance import RESULTS, ROOT, library_hash, tree_hash
+
+DATA = ROOT / "data"
+READ_BENCH = ("06_training_cost",)  # what `make bench` wrote
+OWN_DATA = ("08_your_own_images",)  # without data_dir, it makes a folder of its own
+POINTERS = ("data_dir", "weights", "run_dir")  # parameters that name files which a run reads
+READ_WHOLE = (".csv", ".txt")  # lists are told apart by their content, others by size and time
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a notebook says about one of its parameters."""
+
+    kind: str  # int, float, str, bool
+    default: object
+
+
+def declared_parameters(notebook: Path) -> dict[str, Parameter]:
+    """A notebook's parameters by name: the lines `name: kind = default` of the tagged cell.
+
+    Raises:
+        ValueError: If it cannot be read, or has no cell tagged `parameters`.
+    """
+    with reading(notebook):
+        cells = json.loads(notebook.read_bytes())["cells"]
+        tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", ())]
+        if not tagged:
+            raise Unusable(f"{notebook} has no cell tagged `parameters`")
+        lines = ast.parse("".join(tagged[0]["source"])).body
+        return {
+            line.target.id: Parameter(ast.unparse(line.annotation), ast.literal_eval(line.value))
+            for line in lines
+            if isinstance(line, ast.AnnAssign)
+        }
+
+
+def default_data(profile: str) -> Path:
+    """The folder of a profile's pictures where none is given."""
+    setting = get_profile(profile)
+    return DATA / (f"minivoc-{setting.name}" if any(setting.drawn) else setting.name)
+
+
+def _state(place: Path, out: Path) -> str:
+    """Hash of what lies at a path, without what runs write into `out`; empty for nothing."""
+    files = files_below(place) if place.is_dir() else {"": place} if place.exists() else {}
+    inside = out != place.resolve() and out.is_relative_to(place.resolve())
+    written = f"{out.relative_to(place.resolve()).as_posix()}/" if inside else None
+    lines = []
+    for name, file in files.items():
+        if written and name.startswith(written):
+            continue
+        try:
+            about = file.stat()
+            lines.append((name, about.st_size, about.st_mtime_ns))
+            if file.suffix.lower() in READ_WHOLE:
+                lines[-1] = (name, sha256(file.read_bytes()).hexdigest())
+        except OSError as error:
+            lines.append((name, in_a_line(error)))
+    return sha256(repr(lines).encode()).hexdigest() if lines else ""
+
+
+def states(notebook: Path, parameters: dict, out: Path) -> dict[str, str]:
+    """States of what the parameters name, or the profile does."""
+    declared = declared_parameters(notebook)
+    chosen = {name: about.default for name, about in declared.items()} | parameters
+    places = {name: Path(chosen[name]) for name in POINTERS if chosen.get(name)}
+    if chosen.get("data_dir") == "" and "profile" in chosen and notebook.stem not in OWN_DATA:
+        places["data_dir"] = default_data(chosen["profile"])
+    return {name: _state(place, out.resolve()) for name, place in places.items()}
+
+
+def made_by(notebook: Path, parameters: dict) -> str:
+    """Hash of the code, and of what it is told."""
+    measured = sorted(RESULTS.glob("bench/*.csv")) if notebook.stem in READ_BENCH else ()
+    sources = tree_hash(notebook, ROOT / "constraints.txt", *measured)
+    about = json.dumps([sources, library_hash(), parameters], sort_keys=True)
+    return sha256(about.encode()).hexdigest()
+
+
+def key_of(maker: str, pointed: dict[str, str]) -> str:
+    """Hash of what makes a run, and of what it reads."""
+    return sha256(json.dumps([maker, pointed], sort_keys=True).encode()).hexdigest()
+
+
+def run_key(notebook: Path, parameters: dict, out: Path) -> str:
+    """Hash of all that the outputs depend on.
+
+    Args:
+        out: Folder into which this and similar runs write; what is in it plays no part.
+    """
+    return key_of(made_by(notebook, parameters), states(notebook, parameters, out))
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished run leaves about itself, in `.runner/`."""
+
+    key: str  # of `run_key`; empty while files move
+    parameters: dict
+    files: dict[str, str] = field(default_factory=dict)  # hashes by relative path
+    earlier: dict[str, str] = field(default_factory=dict)  # files of earlier runs, still there
+
+
+def record_file(folder: Path, stem: str) -> Path:
+    """Where the record of a notebook's run lies."""
+    return folder / ".runner" / f"{stem}.json"
+
+
+def read_record(folder: Path, stem: str) -> Record:
+    """The record of a notebook's run.
+
+    Raises:
+        Unusable: If there is none, or it is damaged.
+    """
+    path = record_file(folder, stem)
+    with reading(path, "run the notebook again"):
+        found = Record(**json.loads(path.read_bytes()))
+        for part in (found.parameters, found.files, found.earlier):
+            if not isinstance(part, dict):
+                raise TypeError(f"{part!r} where there have to be names")
+        return found
+
+
+def write_record(folder: Path, stem: str, record: Record) -> None:
+    """Write it, whole."""
+    write_text(record_file(folder, stem), json.dumps(asdict(record), indent=1) + "\n")
+
+
+def file_hash(path: Path) -> str:
+    """Hash of a file's content; empty if there is no such file."""
+    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def is_done(folder: Path, notebook: Path, key: str) -> bool:
+    """Whether the same run has finished, and all that it wrote is there as it wrote it."""
+    try:
+        record = read_record(folder, notebook.stem)
+    except Unusable:
+        return False
+    return record.key == key and all(
+        file_hash(folder / name) == digest for name, digest in record.files.items()
+    )

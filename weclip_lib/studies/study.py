@@ -1,0 +1,270 @@
+"""Decoders of many settings on one data set: what notebooks 02 to 05 and 07 compare."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from weclip_lib.backbone import load_backbone
+from weclip_lib.config import Budget, Profile, in_range
+from weclip_lib.data.datasets import LabelledImages, MaskedImages
+from weclip_lib.evaluation.scores import score_decoders
+from weclip_lib.model import WeCLIP
+from weclip_lib.ops.metrics import confusion_matrix, scores
+from weclip_lib.storage.files import locked, whole
+from weclip_lib.storage.provenance import seed_everything, source_hash
+from weclip_lib.training.features import FrozenDataset, StaticLabels, static_labels
+from weclip_lib.training.loop import Long, Trained, train_decoder
+from weclip_lib.training.sources import AugmentedSource, FrozenSource, Source
+from weclip_lib.training.train import decoder_key, trained_decoder, trained_note
+from weclip_lib.training.watch import Watcher, curve_writer
+
+NEVER = 1.0  # an `rfm_start` at which the RFM does not start
+WORKERS = 2  # processes that decode and augment
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One setting of a study; what it does not name is the profile's."""
+
+    name: str
+    method: dict = field(default_factory=dict)  # fields of config.Method
+    shape: dict = field(default_factory=dict)  # fields of config.DecoderShape
+    backgrounds: int | None = None  # background prompts, the first ones; None: all
+    masks: float = 0.0  # part of the pictures that teach, by true masks; 0: all, by pseudo labels
+
+
+def checked_budget(setting: Profile, *, steps: int, seed_count: int, pictures: int) -> Budget:
+    """The profile's budget, or one of so many steps.
+
+    Raises:
+        ValueError: If a number is none.
+    """
+    in_range("seed_count", seed_count, 1)
+    in_range("steps", steps, 0)
+    in_range("pictures", pictures, 0)
+    return replace(setting.budget, steps=steps or setting.budget.steps)
+
+
+class Study:
+    """The frozen part of a profile, once; and decoders trained on it, kept by what they are.
+
+    Where the profile augments pictures, training encodes them anew in every step; what is looked
+    at are then the first pictures, as squares of the crop's size.
+
+    Args:
+        setting: The profile.
+        folder: Of the data set.
+        work: Folder of frozen features and finished decoders.
+        pictures: Of every split, to train on and to judge by, the first ones; 0: all.
+
+    Raises:
+        ValueError: If something is wrong with the data set.
+    """
+
+    def __init__(self, setting: Profile, folder: Path, work: Path, *, pictures: int = 0) -> None:
+        self.setting, self.folder, self.work = setting, folder, work
+        self.backbone = load_backbone(setting.backbone, setting.weights, setting.statistics)
+        self.pictures = pictures
+        self.train = self._images(LabelledImages, setting.train_split, pictures)
+        self.seen_count = min(setting.seen or len(self.train), len(self.train))
+        self.seen = self.train
+        if setting.augment:
+            self.seen = self._images(
+                LabelledImages, setting.train_split, self.seen_count, square=setting.budget.crop
+            )
+        # Rows whose pseudo labels are kept while decoders train: a tenth, but four to look at.
+        self.watch = list(range(min(self.seen_count, max(4, self.seen_count // 10))))
+        self._features: dict[tuple, FrozenDataset] = {}
+
+    def _images(
+        self, kind: type[LabelledImages], split: str, limit: int, *, square: int = 0
+    ) -> LabelledImages:
+        size = self.backbone.patch_size
+        return kind(
+            self.folder, split, self.setting.labels, min_size=size, limit=limit, square=square
+        )
+
+    def looked_at(self, name: str = "") -> MaskedImages:
+        """Pictures with masks and all of one size: of the training split (`seen`), or another."""
+        square = self.setting.budget.crop if self.setting.augment else 0
+        limit = 0 if name else self.seen_count
+        return self._images(MaskedImages, name or self.setting.train_split, limit, square=square)
+
+    def model(self, variant: Variant) -> WeCLIP:
+        """A new model; its decoder's first weights follow torch's seed."""
+        setting = self.setting
+        labels = setting.labels
+        if variant.backgrounds is not None:
+            in_range("backgrounds", variant.backgrounds, 1, len(labels.backgrounds))
+        labels = replace(labels, backgrounds=labels.backgrounds[: variant.backgrounds])
+        method = replace(setting.method, **variant.method)
+        return WeCLIP(self.backbone, labels, method, replace(setting.decoder, **variant.shape))
+
+    def features(self, variant: Variant) -> FrozenDataset:
+        """Of the pictures that are looked at; variants share those of the same prompts and maps."""
+        method = replace(self.setting.method, **variant.method)
+        layers = max(method.attention_layers, self.setting.method.attention_layers)
+        key = variant.backgrounds, method.template, layers
+        if key not in self._features:
+            read = {"template": method.template, "static_layers": layers}
+            model = self.model(replace(variant, method=read, shape={}))
+            self._features[key] = FrozenDataset(model, self.seen, self.work / "cache")
+        return self._features[key]
+
+    def static(self, variant: Variant) -> StaticLabels:
+        """Pseudo labels that the frozen parts alone make of the pictures that are looked at."""
+        model = self.model(variant)
+        return static_labels(model, self.features(variant), self.work / "cache")
+
+    @cached_property
+    def _masked_train(self) -> MaskedImages:
+        """All training pictures with their masks; their files are checked once."""
+        return self._images(MaskedImages, self.setting.train_split, self.pictures)
+
+    @cached_property
+    def true_labels(self) -> UInt8[Tensor, "row height width"]:
+        """The masks, in the order of the features' rows."""
+        dataset = self.looked_at()
+        masks = torch.from_numpy(np.stack([dataset.mask(row) for row in range(len(dataset))]))
+        return torch.cat([masks, masks.flip(-1)])
+
+    def masked_rows(self, variant: Variant, seed: int) -> list[int]:
+        """Pictures whose masks teach; which ones follows the seed.
+
+        Raises:
+            ValueError: If the part is none of the pictures.
+        """
+        in_range("masks", variant.masks, 0.0, 1.0)
+        count = len(self.train)
+        chosen = round(variant.masks * count)
+        if not chosen:
+            least = f"{1 / count:.4f} is one"
+            raise ValueError(f"masks is {variant.masks}, none of {count} pictures: {least}")
+        order = np.random.default_rng([seed, 1]).permutation(count)
+        return sorted(order[:chosen].tolist())
+
+    def source(self, variant: Variant, seed: int) -> Source:
+        """What the variant's decoder is taught by."""
+        rows = self.masked_rows(variant, seed) if variant.masks else None
+        if self.setting.augment:
+            images = self._masked_train if variant.masks else self.train
+            return AugmentedSource(images, self.setting.budget.crop, rows=rows, workers=WORKERS)
+        if not variant.masks:
+            return FrozenSource(self.features(variant), self.static(variant).label)
+        mirrored = [row + len(self.train) for row in rows]
+        return FrozenSource(self.features(variant), self.true_labels, [*rows, *mirrored])
+
+    def train_decoder(
+        self, variant: Variant, budget: Budget, seed: int, *, watch: Sequence[int] = ()
+    ) -> Trained:
+        """Train the variant's decoder, or find it where it was kept.
+
+        Raises:
+            ValueError: If the masked pictures do not fill a batch.
+        """
+        source = self.source(variant, seed)
+        if variant.masks:
+            variant = replace(variant, method={**variant.method, "rfm_start": NEVER})
+        return trained_decoder(
+            lambda: self.model(variant),
+            source,
+            budget,
+            seed=seed,
+            folder=self.work / "decoders",
+            features=self.features(variant) if watch else None,
+            watch=watch,
+            progress=f"{variant.name}, seed {seed}",
+        )
+
+    def watched_run(self, variant: Variant, budget: Budget, seed: int, *, count: int = 16) -> Path:
+        """Folder of a run that watched the first training pictures; trained, or found.
+
+        Args:
+            count: Pictures that are watched, of those that are looked at.
+        """
+        count = min(count, self.seen_count)
+        seed_everything(seed)
+        model, source = self.model(variant), self.source(variant, seed)
+        key = decoder_key(model, source, budget, seed)
+        folder = self.work / "watched_runs" / f"{key}-{count}-{source_hash('training.watch')[:8]}"
+        with locked(folder):
+            if not folder.exists():
+                square = self.setting.budget.crop if self.setting.augment else 0
+                images = self._images(
+                    LabelledImages, self.setting.train_split, count, square=square
+                )
+                with whole(folder) as partial:
+                    note = trained_note(self.setting, budget.steps)
+                    watch = Watcher(images, partial, note)
+                    long = Long(note=curve_writer(partial))
+                    train_decoder(model, source, budget, seed=seed, watch=watch, long=long)
+        return folder
+
+    def judge(
+        self, trained: dict[tuple[str, int], Trained], split: str, *, every_scale: bool = False
+    ) -> tuple[dict[tuple[str, int], tuple[Tensor, ...]], int]:
+        """Confusion matrices of every (variant, seed) on a split, and its number of pictures.
+
+        Args:
+            every_scale: With several scales and mirror images, too; else at a single scale.
+        """
+        dataset, setting = self._images(MaskedImages, split, self.pictures), self.setting
+        found = score_decoders(
+            self.backbone,
+            {key: run.model.decoder for key, run in trained.items()},
+            dataset,
+            scales=setting.scales if every_scale else (1.0,),
+            flip=every_scale,
+            long_side=setting.long_side,
+            batch=1 if setting.augment else 8,
+        )
+        return found, len(dataset)
+
+    def score(self, trained: dict[tuple[str, int], Trained], splits: Iterable[str]) -> list[dict]:
+        """Rows of a score table: single-scale mIoU of every (variant, seed) on every split."""
+        rows = []
+        for split in splits:
+            found, count = self.judge(trained, split)
+            for (variant, seed), (single, *_) in found.items():
+                rows.append(self.row(variant, seed, split, "miou", scores(single).miou, count))
+        return rows
+
+    def row(
+        self, variant: str, seed: int, split: str, metric: str, value: float, n_images: int
+    ) -> dict:
+        """A row of a score table, in percent."""
+        return {
+            "variant": variant,
+            "split": split,
+            "metric": metric,
+            "value": value,
+            "unit": "percent",
+            "n_images": n_images,
+            "seed": seed,
+            "profile": self.setting.name,
+        }
+
+    def watched_scores(
+        self, trained: dict[tuple[str, int], Trained], watch: Sequence[int]
+    ) -> list[dict]:
+        """Rows of a curve: mIoU of the labels that were kept during training, against masks."""
+        rows = []
+        for (variant, seed), run in trained.items():
+            for step, labels in zip(run.watched_at, run.watched, strict=True):
+                point = {"variant": variant, "seed": seed, "iteration": step}
+                rows.append(
+                    point | {"metric": "label_miou", "value": self.label_miou(labels, watch)}
+                )
+        return rows
+
+    def label_miou(self, labels: UInt8[Tensor, "row height width"], rows: Sequence[int]) -> float:
+        """mIoU of pseudo labels of some rows against their masks, in percent."""
+        count = self.setting.labels.class_count
+        pairs = zip(labels.long(), self.true_labels[list(rows)], strict=True)
+        return scores(sum(confusion_matrix(a, b, count) for a, b in pairs)).miou

@@ -1,0 +1,209 @@
+"""Grids of notebook runs: one notebook, many parameters. `make sweep GRID=FILE`.
+
+A grid is a YAML file with a notebook and its parameters; of a list, every value is run, and of
+several lists, every combination. Each run is a papermill job in a process of its own and writes
+into its own folder, so that a failed one leaves the others alone and a finished one is not
+repeated. The same jobs can be run by a workflow engine: `list`, `waiting`, `job` and `collect` are
+its steps. Paths in the file are seen from where the caller stands.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+
+from tqdm import tqdm
+
+from weclip_lib.storage.files import check_writable, whole
+from weclip_lib.storage.lists import read_yaml
+from weclip_lib.storage.provenance import ROOT, outside_results
+from weclip_lib.studies.processes import Command, interruptible, run_commands
+from weclip_lib.studies.records import is_done, run_key
+from weclip_lib.studies.runner import NOTEBOOKS, check_parameters, run_notebook
+
+KEYS = ("notebook", "parameters")
+LONGEST_NAME = 120  # characters of a job's folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the grid."""
+
+    name: str  # of its folder: the values that differ between jobs
+    parameters: dict  # all that the notebook is given
+    varied: dict  # those of them that the grid varies
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid file asks for."""
+
+    file: Path
+    notebook: Path
+    jobs: tuple[Job, ...]
+    folder: Path  # of all its runs
+
+    def job(self, name: str) -> Job:
+        """The job of that name.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        found = [job for job in self.jobs if job.name == name]
+        if not found:
+            raise ValueError(
+                f"no job {name!r}: this grid has {', '.join(j.name for j in self.jobs)}"
+            )
+        return found[0]
+
+    def done(self, job: Job) -> bool:
+        """Whether the job has finished, with the library and notebook as they are now."""
+        key = run_key(self.notebook, job.parameters, self.folder)
+        return is_done(self.folder / job.name, self.notebook, key)
+
+
+def _job_name(varied: dict) -> str:
+    """A name for a folder on any disk: where a character is replaced, a hash keeps jobs apart."""
+    text = ",".join(f"{name}={value}" for name, value in varied.items()) or "only"
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "=,._-") else "-" for c in text)
+    # Some disks take upper and lower case for one, or drop a full stop at the end.
+    if safe == text.lower().removesuffix(".") and len(text) <= LONGEST_NAME:
+        return text
+    digest = sha256(json.dumps(varied, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{safe[: LONGEST_NAME - 9]}-{digest}"
+
+
+def read_grid(path: Path, out: Path | None = None) -> Grid:
+    """Read a grid file and check every job of it, before any runs.
+
+    Args:
+        out: Folder of the runs; default runs/sweeps/<name of the file>.
+
+    Raises:
+        ValueError: Naming what is wrong in the file, or a folder that cannot be written.
+    """
+    if not path.exists():
+        raise ValueError(f"{path} is not there: give a grid file, such as workflow/grids/seeds.yml")
+    grid = read_yaml(path)
+    if not isinstance(grid, dict) or not set(grid) <= set(KEYS) or "notebook" not in grid:
+        found = ", ".join(map(str, grid)) if isinstance(grid, dict) else type(grid).__name__
+        raise ValueError(f"{path} has {found}: it takes `notebook` and `parameters`")
+    known = sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb"))
+    if grid["notebook"] not in known:
+        raise ValueError(
+            f"{path}: there is no notebook {grid['notebook']!r}: choose of {', '.join(known)}"
+        )
+    notebook = NOTEBOOKS / f"{grid['notebook']}.ipynb"
+    parameters = {} if grid.get("parameters") is None else grid["parameters"]
+    if not isinstance(parameters, dict):
+        raise ValueError(f"{path}: `parameters` is to be names with values, not {parameters!r}")
+    lists = {n: v if isinstance(v, list) else [v] for n, v in parameters.items()}
+    empty = [name for name, values in lists.items() if not values]
+    if empty:
+        raise ValueError(f"{path}: parameter {empty[0]} has an empty list: give values")
+    jobs = []
+    for values in product(*lists.values()):
+        chosen = dict(zip(lists, values, strict=True))
+        try:
+            check_parameters(notebook, chosen)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        varied = {name: value for name, value in chosen.items() if len(lists[name]) > 1}
+        jobs.append(Job(_job_name(varied), chosen, varied))
+    twice = [job.name for number, job in enumerate(jobs) if job in jobs[:number]]
+    if twice:
+        raise ValueError(f"{path}: {twice[0]} comes a second time: name every value once")
+    folder = outside_results(out or ROOT / "runs" / "sweeps" / path.stem)
+    return Grid(path, notebook, tuple(jobs), folder)
+
+
+def run_job(grid: Grid, name: str) -> None:
+    """Run one job here, unless it is done."""
+    parameters = grid.job(name).parameters
+    run_notebook(grid.notebook, grid.folder / name, parameters, out=grid.folder)
+
+
+def run_grid(grid: Grid, processes: int) -> list[str]:
+    """Run all jobs that are not done, so many at a time; returns the names of those that failed.
+
+    When interrupted, every running job is ended, and none of them leaves anything half-written.
+    """
+    place = ("--out", str(grid.folder))
+    waiting = [
+        Command(
+            job.name,
+            ("weclip_lib.studies.sweep", "job", str(grid.file), job.name, *place),
+            grid.folder / job.name / "log.txt",
+        )
+        for job in grid.jobs
+        if not grid.done(job)
+    ]
+    return run_commands(waiting, processes, finished=len(grid.jobs) - len(waiting))
+
+
+def collect(grid: Grid) -> Path:
+    """Join the score tables of all finished jobs, with a column a varied parameter.
+
+    Raises:
+        ValueError: If no job has finished.
+    """
+    import pandas as pd
+
+    tables = []
+    for job in grid.jobs:
+        if grid.done(job):
+            table = pd.read_csv(grid.folder / job.name / f"{grid.notebook.stem}.csv")
+            # The table's own column `seed` says which run; the notebook's first seed is dropped.
+            varied = {name: value for name, value in job.varied.items() if name not in table}
+            tables.append(table.assign(**varied))
+    if not tables:
+        raise ValueError(f"no job of {grid.folder} has finished: nothing to collect")
+    path = grid.folder / "sweep.csv"
+    with whole(path) as partial:
+        pd.concat(tables, ignore_index=True).to_csv(partial, index=False, lineterminator="\n")
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a grid, list its jobs or those that wait, run one, or join what has finished."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("action", choices=("run", "list", "waiting", "job", "collect"))
+    parser.add_argument("grid", type=Path, help="a YAML file")
+    parser.add_argument("name", nargs="?", default="", help="of the job, for `job`")
+    parser.add_argument("--out", type=Path, help="folder; default runs/sweeps/<grid>")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
+    try:
+        with interruptible():
+            _act(parser.parse_args(arguments))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def _act(chosen: argparse.Namespace) -> None:
+    """Do what the command line asks for.
+
+    Raises:
+        ValueError: Naming what cannot be done, or how many runs failed.
+    """
+    grid = read_grid(chosen.grid.resolve(), chosen.out)
+    if chosen.action in ("list", "waiting"):
+        jobs = [job for job in grid.jobs if chosen.action == "list" or not grid.done(job)]
+        sys.stdout.write("".join(f"{job.name}\n" for job in jobs))
+        return
+    check_writable(grid.folder)
+    if chosen.action == "job":
+        run_job(grid, chosen.name)
+        return
+    failed = run_grid(grid, chosen.processes) if chosen.action == "run" else []
+    if len(failed) < len(grid.jobs):
+        tqdm.write(f"wrote {collect(grid)}", file=sys.stderr)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(grid.jobs)} runs failed; see their logs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a step costs, and the notebooks as a site."""

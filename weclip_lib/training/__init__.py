@@ -1,0 +1,1 @@
+"""Training: the loop, what it learns from, and its checkpoints."""

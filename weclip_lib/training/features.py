@@ -1,0 +1,195 @@
+"""Frozen features of a whole data set, and static pseudo labels of them, computed once.
+
+Only for pictures of one size that training shows plain or flipped. Both lie on disk, in folders
+named by a hash of everything their content depends on, so that a changed picture, backbone or
+setting never finds an old copy. Many decoders, and many ways to make labels, share the features;
+those that were not used for longest make room for new ones.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from weclip_lib.data.datasets import LabelledImages, batches, normalise
+from weclip_lib.model import Frozen, WeCLIP
+from weclip_lib.storage.files import locked, whole
+from weclip_lib.storage.provenance import source_hash
+
+LIMIT = 20_000_000_000  # bytes of features that stay beside the newest; 9 GB are MiniVOC's
+
+
+def _drop_oldest(folder: Path, kept: Path) -> None:
+    """Remove features that were not used for longest, until the others fit the limit."""
+    by_age = sorted(folder.glob("features-????????????????"), key=lambda p: p.stat().st_mtime)
+    others = [path for path in by_age if path != kept]
+    sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in others]
+    for number, path in enumerate(others):
+        if sum(sizes[number:]) <= LIMIT:
+            break
+        shutil.rmtree(path)
+
+
+def _key(*about: object) -> str:
+    return sha256(repr(about).encode()).hexdigest()[:16]
+
+
+class FrozenDataset:
+    """Tokens, attention and initial CAMs of every picture, plain and flipped.
+
+    Tokens and attention are kept in half precision, CAMs in single. Picture `index` flipped is
+    row `len(dataset) + index`.
+
+    Args:
+        model: Its backbone and prompts make the content; the decoder plays no part.
+        dataset: Pictures of one size.
+        folder: Holds one folder per key.
+        batch: Pictures a forward pass.
+
+    Raises:
+        ValueError: If the pictures differ in size.
+    """
+
+    def __init__(
+        self, model: WeCLIP, dataset: LabelledImages, folder: Path, *, batch: int = 8
+    ) -> None:
+        self.labels = dataset.image_labels.repeat(2, 1)
+        self.layers = model.method.attention_layers
+        self.key = self._key(model, dataset)
+        path = folder / f"features-{self.key}"
+        with locked(path):
+            if not path.exists():
+                self._write(model, dataset, path, batch)
+                _drop_oldest(folder, path)
+        os.utime(path)
+        about = json.loads((path / "about.json").read_text())
+        self.cpu_seconds: float = about["cpu_seconds"]  # of computing all this, when it was done
+        self.tokens = np.memmap(path / "tokens.f16", np.float16, "r", shape=tuple(about["tokens"]))
+        self.attention = np.memmap(
+            path / "attention.f16", np.float16, "r", shape=tuple(about["attention"])
+        )
+        small = load_file(path / "small.safetensors")
+        self.cam: Float[Tensor, "image fg grid_h grid_w"] = small["cam"]
+        self.images: UInt8[Tensor, "image height width 3"] = small["images"]
+        self.statistics = model.backbone.statistics
+
+    def _key(self, model: WeCLIP, dataset: LabelledImages) -> str:
+        about = frozen_key(model), model.backbone.statistics, self.layers, dataset.digest()
+        return _key(source_hash("training.features"), *about)
+
+    def _write(self, model: WeCLIP, dataset: LabelledImages, path: Path, batch: int) -> None:
+        images = [dataset.image(index) for index in range(len(dataset))]
+        if len({image.shape for image in images}) > 1:
+            raise ValueError(
+                "the pictures differ in size: features can be cached for one size only"
+            )
+        images += [image[:, ::-1] for image in images]
+        cams: list[Tensor] = []
+        about: dict = {}
+        began = time.process_time()
+        with whole(path) as partial:
+            partial.mkdir()
+            with (
+                (partial / "tokens.f16").open("wb") as tokens,
+                (partial / "attention.f16").open("wb") as attention,
+                tqdm(total=len(images), desc="freezing features", unit="picture") as progress,
+            ):
+                for rows in batches(range(len(images)), batch):
+                    pixels = normalise([images[row] for row in rows], model.backbone.statistics)
+                    frozen = model.freeze(pixels, self.labels[rows])
+                    cams.append(frozen.cam)
+                    for name, file, value in (
+                        ("tokens", tokens, frozen.tokens),
+                        ("attention", attention, frozen.attention),
+                    ):
+                        halves = value.transpose(0, 1).half().contiguous()
+                        file.write(halves.numpy().tobytes())
+                        about[name] = [len(images), *halves.shape[1:]]
+                    progress.update(len(rows))
+            about["cpu_seconds"] = time.process_time() - began
+            maps = torch.cat(cams).contiguous()
+            small = {"cam": maps, "images": torch.from_numpy(np.stack(images))}
+            save_file(small, partial / "small.safetensors")
+            (partial / "about.json").write_text(json.dumps(about))
+
+    def patches(self, rows: list[int]) -> Float[Tensor, "block batch patch width"]:
+        """The patch tokens of some rows, in single precision."""
+        return torch.from_numpy(self.tokens[rows]).float().transpose(0, 1)
+
+    def frozen(self, rows: list[int]) -> Frozen:
+        """All features of some rows, in single precision."""
+        attention = torch.from_numpy(self.attention[rows]).float().transpose(0, 1)
+        return Frozen(self.patches(rows), attention, self.cam[rows])
+
+    def pixels(self, rows: list[int]) -> Float[Tensor, "batch 3 height width"]:
+        """The normalised pictures of some rows."""
+        return normalise(list(self.images[rows].numpy()), self.statistics)
+
+
+def _hash(tensors: Iterable[Tensor]) -> str:
+    total = sha256()
+    for tensor in tensors:
+        total.update(tensor.cpu().numpy().tobytes())
+    return total.hexdigest()
+
+
+def backbone_key(model: WeCLIP) -> str:
+    """Hash of the backbone's weights."""
+    return _hash(model.backbone.state_dict().values())
+
+
+def frozen_key(model: WeCLIP) -> str:
+    """Hash of the backbone's weights and of the prompts' embeddings."""
+    return _hash((*model.backbone.state_dict().values(), model.foreground, model.background))
+
+
+@dataclass(frozen=True)
+class StaticLabels:
+    """What frozen parts alone make of every row of a `FrozenDataset`."""
+
+    cam: Float[Tensor, "image fg grid_h grid_w"]  # spread along the attention
+    label: UInt8[Tensor, "image height width"]
+    cpu_seconds: float  # of computing all this, when it was done
+
+
+def static_labels(
+    model: WeCLIP, features: FrozenDataset, folder: Path, *, batch: int = 8
+) -> StaticLabels:
+    """Static pseudo labels by the model's method, from `folder` if they are there."""
+    method = asdict(model.method)
+    for later in [name for name in method if name.startswith(("rfm_", "affinity_"))]:
+        method.pop(later)  # plays no part in them
+    key = _key(source_hash("training.features"), features.key, method)
+    path = folder / f"labels-{key}.safetensors"
+    with locked(path):
+        if not path.exists():
+            began = time.process_time()
+            cams, made = [], []
+            rows = list(range(len(features.labels)))
+            with tqdm(total=len(rows), desc="making static labels", unit="picture") as progress:
+                for part in batches(rows, batch):
+                    refined = model.refine_cam(features.frozen(part))
+                    label = model.pseudo_label(
+                        refined, features.pixels(part), features.labels[part]
+                    )
+                    cams.append(refined)
+                    made.append(label.to(torch.uint8))
+                    progress.update(len(part))
+            seconds = torch.tensor(time.process_time() - began)
+            maps = torch.cat(cams).contiguous()
+            found = {"cam": maps, "label": torch.cat(made), "cpu_seconds": seconds}
+            with whole(path) as partial:
+                save_file(found, partial)
+    found = load_file(path)
+    return StaticLabels(found["cam"], found["label"], found["cpu_seconds"].item())

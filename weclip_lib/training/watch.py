@@ -1,0 +1,172 @@
+"""Files of a run to look at: the labels of fixed pictures ten times on the way, and the curve.
+
+Masks are not read here: what is kept is held against them afterwards (`judge.py`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from weclip_lib.backbone import Backbone
+from weclip_lib.data.datasets import LabelledImages, normalise
+from weclip_lib.decoder import Decoder
+from weclip_lib.evaluation.scores import label_map
+from weclip_lib.model import WeCLIP
+from weclip_lib.storage.files import reading, write_text
+from weclip_lib.storage.tensors import load_weights, read_note, read_tensors, save_tensors
+
+FOLDER = "watched"
+DECODER = "decoder."  # before the names of its tensors
+KINDS = ("pseudo_label", "prediction")
+COLUMNS = ["iteration", "metric", "value"]  # of the curve
+REMEDY = "train again, into an empty folder"
+
+
+def curve_writer(folder: Path) -> Callable[[list[dict[str, float]]], None]:
+    """Writes curve.csv anew at every point; TensorBoard's events too, where it is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(str(folder / "tensorboard"))
+    except ImportError:
+        board = None
+
+    def write(history: list[dict[str, float]]) -> None:
+        rows = [
+            (point["iteration"], name, value)
+            for point in history
+            for name, value in point.items()
+            if name != "iteration"
+        ]
+        lines = "".join(f"{step},{name},{value:.6f}\n" for step, name, value in rows)
+        write_text(folder / "curve.csv", f"iteration,metric,value\n{lines}")
+        for name, value in history[-1].items() if board else ():
+            board.add_scalar(name, value, history[-1]["iteration"])
+
+    return write
+
+
+class Watcher:
+    """Keeps a decoder, and what it and the RFM say of fixed pictures: `watch` of `train_decoder`.
+
+    Args:
+        images: Of one size; all of them are watched.
+        folder: Of the run; files go into `watched/`.
+        note: What describes the decoder (`train.trained_note`).
+        writes: Whether this process writes the files.
+    """
+
+    def __init__(
+        self, images: LabelledImages, folder: Path, note: dict, *, writes: bool = True
+    ) -> None:
+        self.images, self.folder, self.writes = images, folder / FOLDER, writes
+        self.note = {**note, "names": images.names, "split": images.split}
+
+    @torch.no_grad()
+    def __call__(self, model: WeCLIP, step: int) -> UInt8[Tensor, "row height width"]:
+        """Write `step-<step>.safetensors`; returns the pseudo labels."""
+        training, device = model.training, next(model.decoder.parameters()).device
+        model.eval()
+        labels, predictions = [], []
+        for row in range(len(self.images)):
+            pixels = normalise([self.images.image(row)], model.backbone.statistics).to(device)
+            tags = self.images.image_labels[row : row + 1]
+            frozen = model.freeze(pixels, tags)
+            logits, affinity = model.decoder(frozen.tokens, tuple(frozen.cam.shape[-2:]))
+            refined = model.refine_cam(frozen, affinity)
+            labels.append(model.pseudo_label(refined, pixels, tags).to(torch.uint8).cpu())
+            size = tuple(pixels.shape[-2:])
+            predictions.append(label_map(logits, size).to(torch.uint8).cpu())
+        model.train(training)
+        kept = {"pseudo_label": torch.cat(labels), "prediction": torch.cat(predictions)}
+        if self.writes:
+            save_watched(self.folder / f"step-{step:07d}.safetensors", model, kept, self.note)
+        return kept["pseudo_label"]
+
+
+def save_watched(path: Path, model: WeCLIP, kept: dict[str, Tensor], note: dict) -> None:
+    """Write label maps and the decoder that made them; whole, or not at all."""
+    weights = model.decoder.state_dict()
+    save_tensors(kept | {DECODER + name: value for name, value in weights.items()}, path, note)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's watched pictures and its curve, read from its folder."""
+
+    steps: list[int]
+    names: list[str]  # of the watched pictures
+    split: str
+    classes: list[str]
+    pseudo_labels: UInt8[Tensor, "step row height width"]  # what the RFM made
+    predictions: UInt8[Tensor, "step row height width"]  # what the decoder said
+    curve: pd.DataFrame  # iteration, metric, value
+    note: dict  # of the decoder
+    weights: list[dict[str, Tensor]]  # of the decoder, by step
+
+    def decoders(self, backbone: Backbone) -> dict[str, Decoder]:
+        """The decoder at every step, by its name.
+
+        Raises:
+            ValueError: If it belongs to another backbone.
+        """
+        made = {}
+        for step, state in zip(self.steps, self.weights, strict=True):
+            decoder = Decoder.described(
+                self.note, width=backbone.width, block_count=len(backbone.blocks) - 1
+            )
+            load_weights(decoder, state, f"the run's step {step}")
+            made[f"step {step}"] = decoder.eval()
+        return made
+
+
+def read_run(folder: Path) -> Run:
+    """What a run has written so far.
+
+    Raises:
+        ValueError: If nothing was watched there, or a file is damaged.
+    """
+    paths = sorted((folder / FOLDER).glob("step-*.safetensors"))
+    if not paths:
+        raise ValueError(
+            f"{folder / FOLDER} holds no watched pictures: train with `--watch 8`, "
+            "or give the folder of another run"
+        )
+    note, states = read_note(paths[0]), []
+    for path in paths:
+        states.append(_read_step(path, note, states))
+    curve = pd.DataFrame(columns=COLUMNS)
+    if (written := folder / "curve.csv").exists():
+        with reading(written, REMEDY):
+            curve = pd.read_csv(written)[COLUMNS].astype({"iteration": int, "value": float})
+    with reading(paths[0], REMEDY):
+        return Run(
+            [int(path.stem.removeprefix("step-")) for path in paths],
+            note["names"],
+            note["split"],
+            note["classes"],
+            *(torch.stack([state[kind] for state in states]) for kind in KINDS),
+            curve,
+            note,
+            [
+                {n.removeprefix(DECODER): t for n, t in s.items() if n.startswith(DECODER)}
+                for s in states
+            ],
+        )
+
+
+def _read_step(path: Path, note: dict, before: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of one time that a run was watched; those of another run are refused."""
+    state = read_tensors(path)
+    with reading(path, REMEDY):
+        for kind in KINDS:
+            if state[kind].dtype != torch.uint8 or len(state[kind]) != len(note["names"]):
+                raise ValueError(f"its {kind} is no label map for each watched picture")
+            if read_note(path) != note or any(s[kind].shape != state[kind].shape for s in before):
+                raise ValueError("it is of another run than those before")
+    return state

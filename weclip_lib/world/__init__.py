@@ -1,0 +1,1 @@
+"""MiniVOC, the drawn data set, and the recipe of MiniCLIP."""

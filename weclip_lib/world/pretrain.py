@@ -1,0 +1,623 @@
+"""MiniCLIP's recipe: contrastive training of a small open_clip ViT on MiniVOC captions.
+
+InfoNCE between pictures and their captions is not enough for so small a model. So every picture
+also meets one prompt per class and background, in three ways: its class token and the mean of its
+patch tokens under a sigmoid loss (as in SigLIP; the CAMs of WeCLIP read the mean), and its patches
+one by one, each voting for one phrase. A patch that has seen the whole picture could vote for
+anything in it. So the second round also shows two pictures in one, a rectangle of the second pasted
+into the first, and each part's patches answer for their own picture alone. In the third, patches
+vote again after their values were spread along the attention. No mask is used.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Integer
+from safetensors.torch import save
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from weclip_lib.backbone import embed, run_block
+from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
+from weclip_lib.storage.files import whole, write_text
+from weclip_lib.storage.weights import MINICLIP_FOLDER
+from weclip_lib.world.minivoc import SPLIT_SEEDS, TEMPLATES, draw, draw_many, with_article
+from weclip_lib.world.settings import MINICLIP_ROUNDS, Phase, Pretraining, World
+
+PHRASES = MINIVOC_CLASSES + MINIVOC_BACKGROUNDS
+MEAN, STD = 127.5, 64.0  # of pixels in 0-255; MiniCLIP's statistics
+
+
+def phase(step: int, recipe: Pretraining) -> Phase:
+    """The phase that a step belongs to."""
+    return next(phase for phase in recipe.phases if step < phase.until)
+
+
+def samples_before(step: int, recipe: Pretraining) -> int:
+    """Pictures shown in the steps before this one."""
+    total, start = 0, 0
+    for stage in recipe.phases:
+        total += (min(step, stage.until) - min(step, start)) * stage.batch
+        start = stage.until
+    return total
+
+
+# --- pictures --------------------------------------------------------------------------------
+
+
+def _draw_shard(path: Path, seed: int, start: int, stop: int, world: World) -> Path:
+    """Draw pictures start..stop of the stream to one .npz file, unless it is there."""
+    if not path.exists():
+        scenes = [draw(seed, index, world) for index in range(start, stop)]
+        told = np.array([[p in s.classes or p == s.background for p in PHRASES] for s in scenes])
+        with whole(path) as partial, partial.open("wb") as file:
+            np.savez(
+                file,
+                images=np.stack([scene.image for scene in scenes]),
+                told=told,
+                captions=np.array([scene.caption for scene in scenes]),
+            )
+    return path
+
+
+def draw_pool(folder: Path, recipe: Pretraining, world: World, *, processes: int) -> list[Path]:
+    """Draw the recipe's pictures ahead, in shards; what is there already is kept."""
+    starts = range(0, recipe.pictures, recipe.shard)
+    with ProcessPoolExecutor(processes) as pool:
+        jobs = [
+            pool.submit(
+                _draw_shard,
+                folder / f"{start:06d}.npz",
+                recipe.seed,
+                start,
+                min(start + recipe.shard, recipe.pictures),
+                world,
+            )
+            for start in starts
+        ]
+        return [job.result() for job in tqdm(jobs, desc="drawing", unit="shard")]
+
+
+class Pool:
+    """All pictures in memory, and the batch of any step as a pure function of the step."""
+
+    def __init__(self, shards: list[Path], recipe: Pretraining, tokenizer) -> None:
+        parts = [np.load(path) for path in shards]
+        self.images = torch.from_numpy(np.concatenate([part["images"] for part in parts]))
+        self.told = torch.from_numpy(np.concatenate([part["told"] for part in parts])).float()
+        captions = [str(c) for part in parts for c in part["captions"]]
+        self.captions = tokenizer(captions)
+        self.recipe = recipe
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (batch, 3, height, width) uint8, tokens and multi-hot phrases of a step."""
+        size = phase(step, self.recipe).batch
+        largest = max(phase.batch for phase in self.recipe.phases)
+        per_epoch = len(self.images) // largest * largest
+        epoch, start = divmod(samples_before(step, self.recipe), per_epoch)
+        order = np.random.default_rng([self.recipe.seed, epoch]).permutation(len(self.images))
+        rows = torch.from_numpy(order[start : start + size])
+        images = self.images[rows].permute(0, 3, 1, 2)
+        return images, self.captions[rows], self.told[rows]
+
+
+def _augment(images: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """One random crop a batch, resized to `size` pixels; flips, contrast, light; normalised."""
+    side = images.shape[-1]
+    window = int(rng.integers(int(0.85 * side), side + 1))
+    top, left = rng.integers(0, side - window + 1, 2)
+    images = images[..., top : top + window, left : left + window].float()
+    if window != size:
+        antialias = window > size
+        images = F.interpolate(
+            images, (size, size), mode="bilinear", align_corners=False, antialias=antialias
+        )
+    flip = torch.from_numpy(rng.random(len(images)) < 0.5)
+    images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+    gain = torch.from_numpy(rng.uniform(0.8, 1.2, (len(images), 1, 1, 1))).float()
+    shift = torch.from_numpy(rng.uniform(-0.2, 0.2, (len(images), 1, 1, 1))).float()
+    return (images - MEAN) / STD * gain + shift
+
+
+def _prompts(rng: np.random.Generator) -> list[str]:
+    """Every class and background in a random template; classes with or without article."""
+    prompts = []
+    for phrase in PHRASES:
+        article = rng.random() < 0.5 and phrase in MINIVOC_CLASSES
+        noun = with_article(phrase) if article else phrase
+        prompts.append(TEMPLATES[rng.integers(len(TEMPLATES))].format(noun))
+    return prompts
+
+
+# --- model and losses ------------------------------------------------------------------------
+
+
+def encode_tokens(
+    visual: nn.Module,
+    images: Float[Tensor, "batch 3 height width"],
+    *,
+    stride: int = 1,
+    kept: Integer[Tensor, "batch kept"] | None = None,
+    run: Callable = run_block,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, what the last block's values say, and what they say once spread along attention.
+
+    Only every `stride`-th block runs.
+
+    Args:
+        kept: The patches that go through the blocks; None: all.
+        run: `run_block`, or its compiled twin.
+
+    Returns:
+        Tokens (batch, 1 + kept, width) before the projection; the same of what each token's value
+        in the last block's attention would add to a token that attends to it alone (the dense
+        read-out of MaskCLIP, Zhou et al., ECCV 2022); and that, averaged along the attention of
+        the last two thirds of the blocks, which is WeCLIP's static affinity.
+    """
+    tokens, _ = embed(visual, images)
+    if kept is not None:
+        rows = F.pad(kept + 1, (1, 0))
+        tokens = tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[-1]))
+    *first, last = visual.transformer.resblocks[::stride]
+    maps = []
+    for block in first:
+        tokens, attention = run(block, tokens)
+        maps.append(attention)
+    width = tokens.shape[-1]
+    to_value, bias = last.attn.in_proj_weight[2 * width :], last.attn.in_proj_bias[2 * width :]
+    values = last.attn.out_proj(F.linear(last.ln_1(tokens), to_value, bias))
+    tokens, attention = run(last, tokens)
+    maps = [*maps, attention]
+    affinity = torch.stack(maps[len(maps) // 3 :]).mean(dim=0)[:, 1:, 1:]
+    affinity = affinity / affinity.sum(dim=-1, keepdim=True)
+    spread = torch.cat([values[:, :1], affinity @ values[:, 1:]], dim=1)
+    return visual.ln_post(tokens), visual.ln_post(values), visual.ln_post(spread)
+
+
+def encode_pooled(visual: nn.Module, images: Tensor, *, stride: int = 1) -> Tensor:
+    """Unit embeddings (2, batch, embedding) of the class token and of the mean patch token."""
+    tokens, _, _ = encode_tokens(visual, images, stride=stride)
+    pooled = torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)])
+    return F.normalize(pooled.float() @ visual.proj, dim=-1)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Parts of pictures, and what each has to answer: a whole picture, or either of two."""
+
+    picture: Integer[Tensor, " region"]  # row of the batch
+    patches: Bool[Tensor, "region patch"]  # of those that went through the blocks
+    told: Float[Tensor, "region phrase"]  # 1: the phrase is true of the picture that shows there
+    weight: Float[Tensor, "region phrase"]
+
+
+PART_WEIGHT = 0.2  # of what a pasted part should show: it may have been cut off
+
+
+def _rectangle(side: int, rng: np.random.Generator) -> Bool[Tensor, "side side"]:
+    """A random rectangle, of about a quarter to 45 % of the grid."""
+    height = int(rng.integers(2 * side // 5, 4 * side // 5 + 1))
+    width = int(np.clip(round(rng.uniform(0.25, 0.45) * side**2 / height), 1, side))
+    top, left = rng.integers(0, (side - height + 1, side - width + 1))
+    inside = torch.zeros(side, side, dtype=torch.bool)
+    inside[top : top + height, left : left + width] = True
+    return inside
+
+
+def mix(
+    images: Float[Tensor, "batch 3 side side"],
+    told: Float[Tensor, "batch phrase"],
+    kept: Integer[Tensor, "batch kept"],
+    inside: Bool[Tensor, "grid grid"],
+    count: int,
+) -> tuple[Float[Tensor, "batch 3 side side"], Regions]:
+    """Paste into each of the last `count` pictures the rectangle `inside` of the one before it.
+
+    A pasted part has surely nothing that its picture has not; whether it shows what its picture has
+    is uncertain, and weighs less.
+    """
+    plain = len(images) - count
+    rows = torch.arange(len(images))
+    rows = torch.cat([rows, rows[plain:]])
+    second = told[plain:].roll(1, dims=0)
+    patches = torch.ones(len(rows), kept.shape[1], dtype=torch.bool)
+    patches[len(images) :] = inside.flatten()[kept[plain:]]
+    patches[plain : len(images)] = ~patches[len(images) :]
+    truth = torch.cat([told, second])
+    weight = torch.ones_like(truth)
+    weight[len(images) :] = 1 - (1 - PART_WEIGHT) * second
+    if count:
+        pixels = F.interpolate(inside[None, None].float(), images.shape[-2:])[0, 0] > 0
+        mixed = torch.where(pixels, images[plain:].roll(1, dims=0), images[plain:])
+        images = torch.cat([images[:plain], mixed])
+    return images, Regions(rows, patches, truth, weight)
+
+
+VOTE_POWER = 24  # of the power mean over patches: 1 is the mean, infinity the maximum
+
+
+def phrase_losses(
+    clip: nn.Module,
+    tokens: Float[Tensor, "batch kept width"],
+    readings: Sequence[Float[Tensor, "batch kept width"]],
+    phrases: Float[Tensor, "phrase embedding"],
+    regions: Regions,
+) -> list[Tensor]:
+    """Losses of the mean over a region's patches, and of its patches' votes, against all phrases.
+
+    Every patch spreads one vote over the phrases, by the softmax of its reading; a region's score
+    of a phrase is the power mean of its patches' votes.
+
+    Args:
+        tokens: Of patches, as `encode_tokens` gives them.
+        readings: Likewise, the values, plain and spread. Grad-CAM at the last block's input sees
+            what values carry, no more; and CAMs are spread along the attention.
+
+    Returns:
+        The loss of the mean, and that of the votes of each of the readings.
+    """
+    scale = clip.logit_scale.exp()
+    share = regions.patches.float()
+    share = share / share.sum(dim=1, keepdim=True).clamp(min=1)
+    mean = torch.einsum("rp,rpw->rw", share, tokens.float()[regions.picture])
+    scores = scale * F.normalize(mean @ clip.visual.proj, dim=-1) @ phrases.T + clip.logit_bias
+    of_mean = F.binary_cross_entropy_with_logits(
+        scores, regions.told, regions.weight, reduction="sum"
+    )
+    log_share = share.clamp(min=1e-30).log()[..., None]
+    losses = [of_mean]
+    for reading in readings:
+        embedded = F.normalize(reading.float() @ clip.visual.proj, dim=-1)
+        votes = (scale * embedded @ phrases.T).log_softmax(dim=-1)[regions.picture]
+        log_vote = (VOTE_POWER * votes + log_share).logsumexp(dim=1) / VOTE_POWER
+        log_vote = log_vote.clamp(max=-1e-4)
+        against = torch.log1p(-log_vote.exp())
+        losses.append(-(regions.weight * torch.where(regions.told > 0, log_vote, against)).sum())
+    return [loss / len(share) for loss in losses]
+
+
+def class_token_losses(
+    clip: nn.Module,
+    tokens: Float[Tensor, "picture width"],
+    captions: Float[Tensor, "picture embedding"],
+    phrases: Float[Tensor, "phrase embedding"],
+    told: Float[Tensor, "picture phrase"],
+) -> tuple[Tensor, Tensor]:
+    """InfoNCE of pictures and captions; sigmoid loss of pictures and phrases."""
+    scale = clip.logit_scale.exp()
+    embedded = F.normalize(tokens.float() @ clip.visual.proj, dim=-1)
+    logits = scale * embedded @ captions.T
+    target = torch.arange(len(logits))
+    info_nce = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    scores = scale * embedded @ phrases.T + clip.logit_bias
+    sigmoid = F.binary_cross_entropy_with_logits(scores, told, reduction="sum")
+    return info_nce, sigmoid / len(told)
+
+
+@torch.no_grad()
+def grow(visual: nn.Module) -> None:
+    """Give every odd block the weights of the one before it, and outputs of zero.
+
+    A model that was trained on its even blocks computes the same as before, and has twice the
+    blocks to go on with.
+    """
+    blocks = visual.transformer.resblocks
+    for old, new in zip(blocks[::2], blocks[1::2], strict=True):
+        new.load_state_dict(old.state_dict())
+        for last in (new.attn.out_proj, new.mlp.c_proj):
+            last.weight.zero_()
+            last.bias.zero_()
+
+
+def build_optimizers(clip: nn.Module, recipe: Pretraining) -> list[torch.optim.Optimizer]:
+    """Muon on the matrices of the blocks, AdamW on everything else."""
+    matrices = [p for n, p in clip.named_parameters() if p.ndim == 2 and "resblocks" in n]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in clip.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=recipe.lr_matrices, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(others, lr=recipe.lr_others, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+
+
+def learning_rate_factor(step: int, recipe: Pretraining) -> float:
+    """Linear warm-up, a plateau, then linear decay to zero."""
+    warm = (step + 1) / recipe.warmup
+    decay = (recipe.steps - step) / recipe.decay
+    return min(warm, decay, 1.0)
+
+
+# --- scores ----------------------------------------------------------------------------------
+
+
+def mean_average_precision(scores: Tensor, truth: Tensor) -> float:
+    """Average precision of each column's ranking, (n, classes), averaged over the columns.
+
+    A column with no hit has no average precision and is left out.
+    """
+    order = scores.argsort(dim=0, descending=True)
+    hits = truth.gather(0, order)
+    precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)[:, None]
+    return ((precision * hits).sum(0) / hits.sum(0)).nanmean().item()
+
+
+@torch.no_grad()
+def zero_shot_scores(
+    clip: nn.Module, tokenizer, images: Tensor, told: Tensor, *, stride: int = 1
+) -> dict[str, float]:
+    """Zero-shot scores of both poolings on uint8 images (n, 3, height, width) and their phrases.
+
+    `accuracy`: of the right class first, over pictures with one class. `mAP`: mean over classes
+    of average precision, over all pictures.
+    """
+    clip.eval()
+    names = tokenizer([TEMPLATES[0].format(name) for name in MINIVOC_CLASSES])
+    texts = F.normalize(clip.encode_text(names), dim=-1)
+    batches = images.split(64)
+    pooled = [encode_pooled(clip.visual, (b.float() - MEAN) / STD, stride=stride) for b in batches]
+    scores = torch.cat(pooled, dim=1) @ texts.T
+    truth = told[:, : len(MINIVOC_CLASSES)]
+    single = truth.sum(1) == 1
+    result = {}
+    for name, table in zip(("class_token", "patch_mean"), scores, strict=True):
+        right = truth[single].gather(1, table[single].argmax(1, keepdim=True))
+        result[f"{name}_accuracy"] = right.mean().item()
+        result[f"{name}_mAP"] = mean_average_precision(table, truth)
+    clip.train()
+    return result
+
+
+# --- the loop --------------------------------------------------------------------------------
+
+
+# In this order everywhere; their weights are fields of `Pretraining`.
+LOSSES = ("info_nce", "class_token", "patch_mean", "patch_vote", "spread_vote")
+
+
+def step_losses(
+    clip: nn.Module,
+    tokenizer,
+    batch: tuple[Tensor, Tensor, Tensor],
+    stage: Phase,
+    rng: np.random.Generator,
+    run: Callable = run_block,
+) -> Float[Tensor, " loss"]:
+    """The losses of a batch of `Pool`, ordered as `LOSSES`; all randomness comes from `rng`."""
+    images, captions, told = batch
+    images = _augment(images, stage.size, rng)
+    side = stage.size // clip.visual.patch_size[0]
+    kept = torch.from_numpy(rng.random((len(images), side**2))).argsort(dim=1)[:, : stage.kept]
+    count = int(stage.mixed * len(images))
+    images, regions = mix(images, told, kept, _rectangle(side, rng), count)
+    plain = len(images) - count
+    prompts = torch.cat([captions[:plain], tokenizer(_prompts(rng))])
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens, *readings = encode_tokens(
+            clip.visual, images, stride=stage.stride, kept=kept, run=run
+        )
+        texts = clip.encode_text(prompts)
+    captions, phrases = F.normalize(texts.float(), dim=-1).split([plain, len(PHRASES)])
+    whole_picture = class_token_losses(clip, tokens[:plain, 0], captions, phrases, told[:plain])
+    readings = [reading[:, 1:] for reading in readings]
+    of_patches = phrase_losses(clip, tokens[:, 1:], readings, phrases, regions)
+    return torch.stack([*whole_picture, *of_patches])
+
+
+def _save(path: Path, step: int, clip: nn.Module, optimizers: list) -> None:
+    state = {
+        "step": step,
+        "clip": clip.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+    with whole(path) as partial:
+        torch.save(state, partial)
+
+
+def train(
+    clip: nn.Module,
+    recipe: Pretraining,
+    world: World,
+    folder: Path,
+    judge: Callable[[nn.Module, int], dict],
+    *,
+    processes: int = 1,
+    compile_blocks: bool = False,
+) -> nn.Module:
+    """Train `clip` in place for a round, or go on from `folder`/state.pt; log to log.jsonl there.
+
+    Every random choice of a step is drawn from the seed and the step's number, so a run that was
+    interrupted goes on as if it had not been.
+
+    Args:
+        judge: Called as judge(clip, stride) at every checkpoint; its scores are logged.
+        processes: For drawing the pictures.
+        compile_blocks: Run the blocks through torch.compile: a quarter faster on a CPU, but it
+            needs a C++ compiler.
+    """
+    optimizers = build_optimizers(clip, recipe)
+    path, start = folder / "state.pt", 0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        clip.load_state_dict(state["clip"])
+        start = state["step"]
+        if start == recipe.steps:
+            return clip.eval()
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    shards = draw_pool(folder / "pictures", recipe, world, processes=processes)
+    tokenizer = open_clip.get_tokenizer("MiniCLIP")
+    pool = Pool(shards, recipe, tokenizer)
+    run = torch.compile(run_block, dynamic=False) if compile_blocks else run_block
+    base_rates = [recipe.lr_matrices, recipe.lr_others]
+    weights = torch.tensor([getattr(recipe, name) for name in LOSSES])
+    progress = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, unit="step")
+    history: list[Tensor] = []
+    began = time.monotonic()
+    clip.train()
+    for step in progress:
+        stage = phase(step, recipe)
+        if step > 0 and stage.stride < phase(step - 1, recipe).stride:
+            grow(clip.visual)
+        rng = np.random.default_rng([recipe.seed, 1, step])
+        losses = step_losses(clip, tokenizer, pool.batch(step), stage, rng, run)
+        (weights @ losses).backward()
+        for optimizer, rate in zip(optimizers, base_rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * learning_rate_factor(step, recipe)
+            optimizer.step()
+            optimizer.zero_grad()
+        with torch.no_grad():
+            clip.logit_scale.clamp_(0, math.log(100))
+        history.append(losses.detach())
+        if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
+            _save(path, step + 1, clip, optimizers)
+            means = dict(zip(LOSSES, torch.stack(history).mean(0).tolist(), strict=True))
+            entry = {"step": step + 1, **means, **judge(clip, stage.stride)}
+            entry["seconds"] = round(time.monotonic() - began)
+            began = time.monotonic()
+            history.clear()
+            with (folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(entry) + "\n")
+            progress.set_postfix(
+                phrases=f"{means['class_token']:.3f}", mAP=entry["class_token_mAP"]
+            )
+    return clip.eval()
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption or a prompt of the recipe can hold."""
+    sentences = " ".join((*TEMPLATES, *PHRASES, "a an and on with in front of background"))
+    return sorted(set(sentences.replace("{}", " ").replace(".", " ").split()))
+
+
+MODEL_CARD = """# MiniCLIP
+
+A CLIP of small configuration ([MiniCLIP.json](MiniCLIP.json), an open_clip model configuration): a
+ViT of 12 blocks, width 128, patches of 8 pixels, and a text tower of width 64. Weights:
+{megabytes:.1f} MB in half precision, sha256 `{sha256}`.
+Licence: MIT, as the code. This page and `card.json` are written by `make pretrain`.
+
+**What it was trained on.** Drawn pictures of MiniVOC (`weclip_lib/world/minivoc.py`) and their
+captions, and nothing else: {samples:,} samples of {pictures:,} pictures with the seeds
+{seeds}, which no split of MiniVOC uses. It saw no photograph and no mask. The recipe
+is `weclip_lib/world/pretrain.py`, with the three rounds of `settings.py` beside it. The first round
+teaches it to see: InfoNCE on captions, and sigmoid losses of every picture against every class and
+background prompt. The second round teaches it what is where: every patch votes for one phrase, and
+half of the pictures have a part of another picture pasted in. The third round teaches it to attend
+to what belongs together: patches vote a second time, after their values are spread along the
+attention. Training time: {time}.
+
+**What it knows.** Twelve classes and eight backgrounds, in sentences like its captions. **It knows
+no other word**: a prompt outside its vocabulary gives a vector that means nothing, and the library
+warns. It is good for teaching and testing, and for nothing in the real world.
+
+**Zero-shot scores** on MiniVOC val, 250 pictures at 160 pixels, template `{template}`:
+
+| pooling | accuracy, pictures with one class | mAP, all pictures |
+| --- | --- | --- |
+| class token | {class_token_accuracy:.3f} | {class_token_mAP:.3f} |
+| mean over patches | {patch_mean_accuracy:.3f} | {patch_mean_mAP:.3f} |
+
+**Worlds and recipes tried and dropped.** The drawing was fixed before training. In the first round
+the batch was halved after 1,000 steps, since smaller batches learned faster per sample. After it,
+class token and patch mean knew the pictures (mAP 0.97), but a patch on an object told which of two
+present classes it showed only 72 times in 100: patches knew the whole picture, and not their place.
+Hence the second round. Tried for it and dropped: mosaics of four small pictures, too far from what
+the model knew (phrase loss 12.8, against 1.3 on plain pictures); votes by the last block's outputs,
+which became right 89 times in 100 while the CAMs got worse, since Grad-CAM at that block's input
+sees only what its values carry; and votes pooled with a power of 8, under which objects gain by
+spilling over (static pseudo labels 43.7 mIoU after 100 trial steps, against 58.6 with a power of
+24). After the second round CAMs were good (63 mIoU on 300 train pictures) but attention was not: of
+what a patch on an object reads in the last block, 14 % lay on the same class, hardly more than the
+11 % of looking anywhere, because no vote had passed through it; so affinity spoiled the CAMs (56
+mIoU), and so did the RFM (59). Hence the third round, the last before the freeze, whatever it gave.
+Choices were made by MiniVOC val, by 48 to 300 pictures of the train split, and after the second
+round by one decoder with a seed that no table uses. The recipe in `config.py` is the run as it was;
+after the first round the weights were rounded to half precision.
+
+Its vocabulary: {words}.
+"""
+
+
+def export(clip: nn.Module, folder: Path, card: dict) -> None:
+    """Write the weights in half precision, and the card, as JSON and as a page.
+
+    Args:
+        card: `rounds`, `world`, `samples`, `time`, and the scores `val`; the hash, the size and the
+            vocabulary are added.
+    """
+    tensors = {name: tensor.half().contiguous() for name, tensor in clip.state_dict().items()}
+    path = folder / "MiniCLIP.safetensors"
+    content = save(tensors)
+    digest, size = sha256(content).hexdigest(), len(content)
+    card = {"sha256": digest, "bytes": size, "vocabulary": vocabulary(), **card}
+    page = MODEL_CARD.format(
+        megabytes=size / 1e6,
+        words=", ".join(card["vocabulary"]),
+        template=TEMPLATES[0],
+        pictures=sum(recipe["pictures"] for recipe in card["rounds"]),
+        seeds=" and ".join(str(recipe["seed"]) for recipe in card["rounds"]),
+        **card["val"],
+        **{name: card[name] for name in ("sha256", "samples", "time")},
+    )
+    with whole(path) as partial:
+        partial.write_bytes(content)
+    write_text(folder / "card.json", json.dumps(card, indent=1) + "\n")
+    write_text(folder / "README.md", page)
+
+
+def main() -> None:
+    """Draw the pictures, train, score on MiniVOC val, and write data/miniclip; `make pretrain`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="resumable state")
+    parser.add_argument("--out", type=Path, default=MINICLIP_FOLDER, help="weights and card")
+    parser.add_argument("--processes", type=int, default=2, help="for drawing")
+    parser.add_argument("--compile", action="store_true", help="faster; needs a C++ compiler")
+    arguments = parser.parse_args()
+    world = World()
+    tokenizer = open_clip.get_tokenizer("MiniCLIP")
+    scenes = list(draw_many(SPLIT_SEEDS["val"], range(250), world))
+    images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
+    told = torch.tensor([[p in s.classes or p == s.background for p in PHRASES] for s in scenes])
+
+    def judge(clip: nn.Module, stride: int) -> dict[str, float]:
+        return zero_shot_scores(clip, tokenizer, images, told.float(), stride=stride)
+
+    torch.manual_seed(MINICLIP_ROUNDS[0].seed)
+    clip = open_clip.create_model("MiniCLIP", load_weights=False)
+    log = []
+    for number, recipe in enumerate(MINICLIP_ROUNDS, start=1):
+        folder = arguments.work / f"round-{number}"
+        clip = train(
+            clip,
+            recipe,
+            world,
+            folder,
+            judge,
+            processes=arguments.processes,
+            compile_blocks=arguments.compile,
+        )
+        log += [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    card = {
+        "rounds": [asdict(recipe) for recipe in MINICLIP_ROUNDS],
+        "world": asdict(world),
+        "samples": sum(samples_before(recipe.steps, recipe) for recipe in MINICLIP_ROUNDS),
+        "time": f"{sum(entry['seconds'] for entry in log) // 60} min on {os.cpu_count()} cores",
+        "val": judge(clip, 1),
+    }
+    export(clip, arguments.out, card)
+
+
+if __name__ == "__main__":
+    main()
