@@ -6,7 +6,7 @@ NB ?=
 PROFILE ?= mini
 GRID ?= workflow/grids/seeds.yml
 PROCESSES ?= 1
-RUN := $(BIN)/python -m weclip_lib.studies.runner
+WECLIP := $(BIN)/weclip
 # Pictures of up to 100 MB can be uploaded into a notebook.
 UPLOADS := tornado_settings="{'websocket_max_message_size': 104857600}"
 
@@ -27,17 +27,17 @@ setup: .venv/installed  ## install into .venv; UV_TORCH_BACKEND=cpu saves 4 GB o
 
 run: PROCESSES = 2
 run: setup  ## every notebook, one seed, short budget, into runs/mini (NB=02 PROFILE=smoke narrow it)
-	$(RUN) run --profile $(PROFILE) --notebook "$(NB)" --processes $(PROCESSES)
+	$(WECLIP) run run --profile $(PROFILE) --notebook "$(NB)" --processes $(PROCESSES)
 
 studies: PROCESSES = 2
 studies: setup  ## every notebook, three seeds, full budget, PROCESSES at a time, into runs/studies
-	$(RUN) studies --notebook "$(NB)" --processes $(PROCESSES)
+	$(WECLIP) run studies --notebook "$(NB)" --processes $(PROCESSES)
 
 publish: setup  ## copy a complete `make studies` into results/ and render the tables
-	$(BIN)/python -m weclip_lib.studies.results --source runs/studies
+	$(WECLIP) publish
 
 sweep: setup  ## a grid of runs, PROCESSES at a time, into runs/sweeps (GRID=workflow/grids/seeds.yml)
-	$(BIN)/python -m weclip_lib.studies.sweep run "$(GRID)" --processes $(PROCESSES)
+	$(WECLIP) sweep run "$(GRID)" --processes $(PROCESSES)
 
 lint: setup
 	$(BIN)/pre-commit run --all-files
@@ -57,17 +57,16 @@ app: setup  ## the explorers as a page without code
 	$(BIN)/voila notebooks/10_explorers.ipynb --progressive_rendering=True --Voila.$(UPLOADS)
 
 site: setup  ## all executed notebooks as pages that read offline, into runs/site
-	$(BIN)/python -m weclip_lib.tools.site
+	$(WECLIP) site
 
 bench: setup  ## what each part of a step costs on this machine, into results/bench
-	$(BIN)/python -m weclip_lib.tools.bench --scaling
-	$(BIN)/python -m weclip_lib.tools.tried
+	$(WECLIP) bench --scaling
 
 data: setup  ## fetch and check a data set: DATASET=voc, sbd (adds train_aug to voc) or coco
-	$(BIN)/python -m weclip_lib.data.download $(DATASET)
+	$(WECLIP) download $(DATASET)
 
 pretrain: setup  ## train MiniCLIP anew (more than two hours on two cores); resumes
-	$(BIN)/python -m weclip_lib.world.pretrain
+	$(WECLIP) pretrain
 
 clean:  ## remove what runs and tools wrote; keeps results/, data/ and .venv
 	rm -rf runs .pytest_cache .ruff_cache

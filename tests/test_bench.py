@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from weclip_lib.tools import bench, tried
+from weclip_lib.__main__ import main as weclip
+from weclip_lib.tools import bench
 from weclip_lib.tools.bench import BASE, INFERENCE, INFERENCE_BASE, STEP, Case
 
 TINY = Case("MiniCLIP", batch=1, crop=40, classes=1)
@@ -60,18 +61,6 @@ def test_profile_names_operations() -> None:
 
 
 def test_refuses_a_gpu_that_is_not_there(monkeypatch) -> None:
-    monkeypatch.setattr("sys.argv", ["bench", "--device", "cuda"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no GPU"):
-        bench.main()
-
-
-def test_both_ways_that_were_tried_run() -> None:
-    work = bench.Bench(TINY)
-    makers = (tried._frozen_part, tried._refinement, tried._trained_part)
-    pairs = [pair for makes in makers for pair in makes(work)]
-    assert len(pairs) == 9
-    for _, _, done, name, other in pairs:
-        done()
-        if name != "torch.compile":  # takes half a minute
-            other()
+        weclip(["bench", "--device", "cuda"])

@@ -21,15 +21,14 @@ from PIL import Image
 from scipy.io import savemat
 
 from tests.outcomes import OUTCOMES
+from weclip_lib.__main__ import main as weclip
 from weclip_lib.config import PROFILES
-from weclip_lib.data import doctor, download
+from weclip_lib.data import doctor
 from weclip_lib.decoder import Decoder
-from weclip_lib.evaluation import inference
 from weclip_lib.labels import COCO_CLASSES, LabelSet
 from weclip_lib.storage.pictures import read_image, write_mask
 from weclip_lib.storage.tensors import save_weights
-from weclip_lib.studies import runner, sweep
-from weclip_lib.training import train
+from weclip_lib.studies import runner
 from weclip_lib.training.train import trained_note
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -65,9 +64,7 @@ def snapshot(folder: Path) -> dict[str, str]:
     return {str(path): sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def judge(
-    command: str, main: Callable, arguments: list, kept: Path, names: list[str], capsys
-) -> bool:
+def judge(name: str, arguments: list, kept: Path, names: list[str], capsys) -> bool:
     """Run a command; returns whether it succeeded. A refusal has to name the offender."""
     before = snapshot(kept)
     capsys.readouterr()
@@ -75,17 +72,17 @@ def judge(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            main([str(argument) for argument in arguments])
+            weclip([str(argument) for argument in arguments])
     except SystemExit as error:
         status = error.code
     out, err = capsys.readouterr()
     said = f"{status if isinstance(status, str) else ''}\n{out}\n{err}"
     after = snapshot(kept)
     assert {path: after.get(path) for path in before} == before, f"changed files: {arguments}"
-    OUTCOMES[f"{command}: {'refused' if status else 'done'}"] += 1
+    OUTCOMES[f"{name}: {'refused' if status else 'done'}"] += 1
     if status:
         assert "Traceback" not in said, said
-        assert any(name in said for name in names), f"{names} not in {said!r}"
+        assert any(word in said for word in names), f"{names} not in {said!r}"
     return not status
 
 
@@ -231,7 +228,7 @@ def test_doctor(change, tmp_path, capsys) -> None:
     _, do, name = change
     folder = make_own(tmp_path / "own")
     do(folder)
-    judge("doctor", doctor.main, [folder], folder, [name, *RELATED], capsys)
+    judge("doctor", ["doctor", folder], folder, [name, *RELATED], capsys)
 
 
 @several
@@ -255,8 +252,7 @@ def test_train(change, supervised, tmp_path, capsys) -> None:
     arguments += ["--device", "cpu"] + ["--supervised"] * supervised
     done = judge(
         "train",
-        train.main,
-        arguments,
+        ["train", *arguments],
         folder,
         [name, *RELATED, "do not fill", "the prompt"],
         capsys,
@@ -273,12 +269,12 @@ def test_predict(change, inside, decoder, tmp_path, capsys) -> None:
     shutil.rmtree(out, ignore_errors=True)
     do(folder)
     arguments = ["predict", "--decoder", decoder, "--device", "cpu", folder, "--out", out]
-    done = judge("predict", inference.main, arguments, folder, [name, *RELATED], capsys)
+    done = judge("predict", arguments, folder, [name, *RELATED], capsys)
     if done:
         for path in (folder / "images").iterdir():
             with Image.open(out / f"{path.stem}.png") as mask:
                 assert mask.size == read_image(path).shape[1::-1]
-        again = judge("predict", inference.main, arguments, folder / "images", [], capsys)
+        again = judge("predict", arguments, folder / "images", [], capsys)
         assert again and not (out / "predicted").exists()
 
 
@@ -292,7 +288,7 @@ def test_score(change, decoder, tmp_path, capsys) -> None:
     arguments = ["score", "--decoder", decoder, "--device", "cpu", "--profile", "folder"]
     arguments += ["--data-dir", folder, "--split", "masked", "--out", out]
     names = [name, *RELATED, "choose the data that it was trained for"]
-    done = judge("score", inference.main, arguments, folder, names, capsys)
+    done = judge("score", arguments, folder, names, capsys)
     assert (out / "scores.csv").exists() == done
 
 
@@ -312,7 +308,7 @@ def test_numbers_of_train(data, tmp_path, capsys) -> None:
     chosen = {"backbone": "MiniCLIP", "weights": "miniclip", **small, option: data.draw(numbers)}
     pairs = [word for name, value in chosen.items() for word in (f"--{name}", value)]
     arguments = ["--profile", "folder", "--data-dir", folder, "--out", out, *pairs]
-    done = judge("train, numbers", train.main, arguments, folder, [option], capsys)
+    done = judge("train, numbers", ["train", *arguments], folder, [option], capsys)
     assert (out / "trained.safetensors").exists() == done
 
 
@@ -324,8 +320,8 @@ def test_parameters_of_the_runner(data, tmp_path, capsys, monkeypatch) -> None:
     names = ("steps", "pictures", "seed", "seed_count", "stepz", "weights", "", "out_dir")
     name, value = data.draw(st.sampled_from(names)), data.draw(st.one_of(numbers, words))
     arguments = ["run", "--notebook", "02", "--profile", "smoke", "-p", name, value]
-    monkeypatch.setattr("sys.argv", ["runner", *map(str, arguments), "--out", str(tmp_path / "o")])
-    judge("runner", lambda _: runner.main(), [], tmp_path, [name or "''"], capsys)
+    given = ["run", *map(str, arguments), "--out", str(tmp_path / "o")]
+    judge("runner", given, tmp_path, [name or "''"], capsys)
 
 
 @several
@@ -345,7 +341,7 @@ def test_grids(data, tmp_path, capsys) -> None:
     cut = data.draw(st.one_of(st.just(len(content)), st.integers(1, len(content))))
     path = tmp_path / "grid.yml"
     path.write_bytes(content[:cut])
-    judge("sweep", sweep.main, ["list", path], tmp_path, ["grid.yml", "parameter"], capsys)
+    judge("sweep", ["sweep", "list", path], tmp_path, ["grid.yml", "parameter"], capsys)
 
 
 # --- devkits -------------------------------------------------------------------------------------
@@ -387,9 +383,7 @@ def test_coco(content, tmp_path, capsys, monkeypatch) -> None:
         (folder / place).mkdir()
         Image.new("RGB", (20, 16)).save(folder / place / "COCO_1.jpg")
         (folder / "annotations" / f"instances_{place}.json").write_bytes(text)
-    judge(
-        "download coco", download.main, ["coco", "--archive", folder], folder, ["val2014"], capsys
-    )
+    judge("download coco", ["download", "coco", "--archive", folder], folder, ["val2014"], capsys)
 
 
 VOC = ("2007_1", "2007_2", "2007_3")
@@ -420,8 +414,8 @@ def test_voc_and_sbd(data, tmp_path, capsys, monkeypatch) -> None:
     _, do, name = data.draw(st.sampled_from(files).flatmap(lambda path: damage(path)))
     do(tmp_path)
     told = [name, Path(name).stem]
-    judge("download voc", download.main, ["voc", "--archive", kit], tmp_path, told, capsys)
+    judge("download voc", ["download", "voc", "--archive", kit], tmp_path, told, capsys)
     if (kit / "labels.csv").exists():
         assert len((kit / "labels.csv").read_text().splitlines()) > 1  # never an empty one
         arguments = ["sbd", "--to", kit, "--archive", sbd]
-        judge("download sbd", download.main, arguments, tmp_path, told, capsys)
+        judge("download sbd", ["download", *arguments], tmp_path, told, capsys)

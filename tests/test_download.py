@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from weclip_lib.__main__ import main as weclip
 from weclip_lib.data import download
 from weclip_lib.data.download import Archive, estimate, extract, fetch
 from weclip_lib.storage.files import Unusable, only_one
@@ -322,7 +323,7 @@ def test_what_is_given_is_used_or_refused(tmp_path, arguments, said) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "one").mkdir()
     with pytest.raises(SystemExit) as caught:
-        download.main(["voc", *(text.format(tmp_path) for text in arguments)])
+        weclip(["download", "voc", *(text.format(tmp_path) for text in arguments)])
     assert str(caught.value).startswith(f"error: {said.format(tmp_path)}")
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -10,6 +10,7 @@ FLOORS = (  # from the ground up; a name is a module at the top, or a wing
     ("labels",),
     ("storage",),
     ("config",),
+    ("commands",),
     ("ops",),
     ("backbone",),
     ("cam", "decoder", "rfm"),
@@ -21,7 +22,6 @@ FLOORS = (  # from the ground up; a name is a module at the top, or a wing
     ("training",),
     ("studies", "explore"),
     ("tools",),
-    ("commands",),
 )
 BELOW = {
     name: {other for lower in FLOORS[:number] for other in lower}
@@ -33,7 +33,7 @@ ONLY = {
     "matplotlib": {"figures.plotting"},
     "papermill": {"studies.runner"},
     "ipywidgets": WIDGETS,
-    "tyro": {"__main__"},
+    "tyro": {"__main__", "commands"},
 }
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path

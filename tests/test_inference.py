@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from weclip_lib.__main__ import main as weclip
 from weclip_lib.backbone import load_backbone
 from weclip_lib.config import CRF, PROFILES
 from weclip_lib.data.datasets import MaskedImages
@@ -64,7 +65,7 @@ def photos(tmp_path):
 
 def test_masks_have_the_size_of_their_picture(trained, photos, tmp_path) -> None:
     given = ["predict", "--decoder", str(trained), "--overlays", "--crf", "--batch", "2"]
-    inference.main([*given, "--out", str(tmp_path / "out"), str(photos)])
+    weclip([*given, "--out", str(tmp_path / "out"), str(photos)])
     for name, size in (("a", (31, 50)), ("b/c", (31, 50)), ("d", (97, 41))):
         assert read_mask(tmp_path / "out" / f"{name}.png", 13).shape == size
         with Image.open(tmp_path / "out" / "overlays" / f"{name}.png") as image:
@@ -91,7 +92,7 @@ def test_batches_and_single_pictures_agree(trained, photos) -> None:
 def test_as_the_voc_server_wants_it(trained, photos, tmp_path) -> None:
     (tmp_path / "test.txt").write_text("d\n")
     given = ["predict", "--decoder", str(trained), "--voc-server", str(photos)]
-    inference.main([*given, "--names", str(tmp_path / "test.txt"), "--out", str(tmp_path / "o")])
+    weclip([*given, "--names", str(tmp_path / "test.txt"), "--out", str(tmp_path / "o")])
     written = [str(p.relative_to(tmp_path / "o")) for p in (tmp_path / "o").rglob("*.png")]
     assert written == ["results/VOC2012/Segmentation/comp6_test_cls/d.png"]
 
@@ -99,13 +100,13 @@ def test_as_the_voc_server_wants_it(trained, photos, tmp_path) -> None:
 def test_a_second_run_replaces_its_own_masks_and_no_other(trained, photos, tmp_path) -> None:
     given = ["predict", "--decoder", str(trained), "--overlays", "--out", str(photos / "out")]
     for _ in range(2):
-        inference.main([*given, str(photos)])
+        weclip([*given, str(photos)])
     assert len(list((photos / "out").rglob("*.png"))) == 6
     corrected = read_mask(photos / "out" / "a.png", 13).copy()
     corrected[0] = 12
     write_mask(photos / "out" / "a.png", corrected)
     with pytest.raises(SystemExit, match=r"out/a\.png is there, but not as this command left it"):
-        inference.main([*given, str(photos)])
+        weclip([*given, str(photos)])
     assert (read_mask(photos / "out" / "a.png", 13) == corrected).all()
 
 
@@ -115,7 +116,7 @@ def test_one_bad_picture_does_not_end_the_run(trained, photos, tmp_path) -> None
     out = tmp_path / "out"
     given = ["predict", "--decoder", str(no_scaling(trained, tmp_path)), "--out", str(out)]
     with pytest.raises(SystemExit, match="1 of 5 pictures could not be labelled") as caught:
-        inference.main([*given, str(photos), "--batch", "3"])
+        weclip([*given, str(photos), "--batch", "3"])
     assert "bad.jpg cannot be read" in str(caught.value)
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.png")) == [
         "a.png",
@@ -132,18 +133,18 @@ def test_pictures_far_longer_than_wide(trained, tmp_path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 600, 3)).astype(np.uint8)).save(
         path
     )
-    inference.main(["predict", "--decoder", str(trained), "--out", str(tmp_path / "o"), str(path)])
+    weclip(["predict", "--decoder", str(trained), "--out", str(tmp_path / "o"), str(path)])
     assert read_mask(tmp_path / "o" / "panorama.png", 13).shape == (16, 600)
 
 
 def test_masks_of_other_classes_are_not_mixed(trained, photos, tmp_path) -> None:
     given = ["predict", "--out", str(tmp_path / "out"), "--decoder"]
-    inference.main([*given, str(trained), str(photos / "a.jpg")])
+    weclip([*given, str(trained), str(photos / "a.jpg")])
     other = changed(trained, tmp_path / "other.safetensors", classes=[f"c{n}" for n in range(12)])
     with pytest.raises(
         SystemExit, match=r"classes\.csv has other classes than .*other\.safetensors"
     ):
-        inference.main([*given, str(other), str(photos / "d.jpg")])
+        weclip([*given, str(other), str(photos / "d.jpg")])
     assert not (tmp_path / "out" / "d.png").exists()
 
 
@@ -226,7 +227,7 @@ def test_scores_single_averaged_and_with_crf(trained, world, tmp_path, capsys) -
     monkey = pytest.MonkeyPatch()
     monkey.setattr(inference, "open_profile", lambda *_: (SMOKE, world))
     with monkey.context():
-        inference.main([*given, "--out", str(tmp_path)])
+        weclip([*given, "--out", str(tmp_path)])
     monkey.undo()
     table = pd.read_csv(tmp_path / "scores.csv")
     assert list(table["prediction"]) == ["single scale", "scales and flips", "with CRF"]
@@ -295,7 +296,7 @@ def test_what_cannot_be_done(trained, photos, tmp_path) -> None:
         (["score", *out, "--decoder", str(trained), "--device", "tpu"], "device 'tpu'"),
     ):
         with pytest.raises(SystemExit, match=message):
-            inference.main(given)
+            weclip(given)
     assert not (tmp_path / "out").exists()
     (photos / "a.png").write_bytes((photos / "b" / "c.png").read_bytes())
     with pytest.raises(ValueError, match="would write the same mask"):
@@ -304,10 +305,10 @@ def test_what_cannot_be_done(trained, photos, tmp_path) -> None:
 
 @pytest.mark.parametrize("given", [["--batch", "0"], ["--batch", "-1"], ["--pictures", "-2"]])
 def test_numbers_that_are_none(trained, capsys, given) -> None:
-    command = "score" if "--pictures" in given else "predict"
+    command = ["score"] if "--pictures" in given else ["predict", "photos"]
     with pytest.raises(SystemExit):
-        inference.main([command, "--decoder", str(trained), "--out", "x", *given])
-    assert f"argument {given[0]}: {given[1]}: give a whole number" in capsys.readouterr().err
+        weclip([*command, "--decoder", str(trained), "--out", "x", *given])
+    assert f"{given[0][2:]} is {given[1]}: give a whole number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -333,6 +334,4 @@ def test_decoders_whose_note_is_damaged(trained, tmp_path, note, message) -> Non
     path = changed(trained, tmp_path / "mine.safetensors", **note)
     with pytest.raises(ValueError, match=message) as caught:
         inference.load_segmenter(path)
-    assert "mine.safetensors" in str(caught.value) and "weclip_lib.training.train" in str(
-        caught.value
-    )
+    assert "mine.safetensors" in str(caught.value) and "`weclip train`" in str(caught.value)

@@ -18,6 +18,7 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
+from weclip_lib.__main__ import main as weclip
 from weclip_lib.backbone import load_backbone
 from weclip_lib.config import PROFILES
 from weclip_lib.data.datasets import LabelledImages, MaskedImages
@@ -194,7 +195,7 @@ def test_killed_anywhere(world, tmp_path) -> None:
     """By SIGKILL, from outside, at no chosen moment; the end is that of a run never killed."""
     data = write_voc(tmp_path / "data", COUNTS)
     given = [*COMMAND, "--data-dir", str(data), "--out"]
-    train.main([*given, str(tmp_path / "whole")])
+    weclip(["train", *given, str(tmp_path / "whole")])
     command = [sys.executable, "-m", "weclip_lib.training.train", *given, str(tmp_path / "killed")]
     same = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums follow it
     with subprocess.Popen(command, cwd=ROOT, env=same, stderr=subprocess.DEVNULL) as process:
@@ -203,7 +204,7 @@ def test_killed_anywhere(world, tmp_path) -> None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed" / "trained.safetensors").exists()
-    train.main([*given, str(tmp_path / "killed")])
+    weclip(["train", *given, str(tmp_path / "killed")])
     for name in ("trained.safetensors", "curve.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
 
@@ -326,9 +327,9 @@ def test_supervised_never_makes_labels(world, tmp_path, monkeypatch) -> None:
     data = write_voc(tmp_path / "data", COUNTS)
     monkeypatch.setattr(WeCLIP, "pseudo_label", None)  # would be called by static labels and RFM
     given = ["--profile", "smoke", "--steps", "2", "--workers", "0", "--data-dir", str(data)]
-    train.main([*given, "--supervised", "--out", str(tmp_path / "out")])
+    weclip(["train", *given, "--supervised", "--out", str(tmp_path / "out")])
     with pytest.raises(TypeError):
-        train.main([*given, "--out", str(tmp_path / "weak")])
+        weclip(["train", *given, "--out", str(tmp_path / "weak")])
 
 
 def test_broken_pictures_are_listed_and_left_out(tmp_path, capsys) -> None:
@@ -337,8 +338,8 @@ def test_broken_pictures_are_listed_and_left_out(tmp_path, capsys) -> None:
     (data / "JPEGImages" / "train_00003.jpg").write_bytes(content[: len(content) // 2])
     given = ["--profile", "smoke", "--steps", "1", "--workers", "0", "--data-dir", str(data)]
     with pytest.raises(SystemExit, match=r"train_00003\.jpg cannot be read"):
-        train.main([*given, "--out", str(tmp_path / "out")])
-    train.main([*given, "--skip-broken", "--out", str(tmp_path / "out")])
+        weclip(["train", *given, "--out", str(tmp_path / "out")])
+    weclip(["train", *given, "--skip-broken", "--out", str(tmp_path / "out")])
     assert "1 picture(s) left out" in capsys.readouterr().out
     assert "train_00003.jpg cannot be read" in (tmp_path / "out" / "skipped.txt").read_text()
 
@@ -360,13 +361,27 @@ def test_validation_changes_nothing(backbone, world) -> None:
             for name in ("steps", "pictures", "watch", "batch", "crop", "workers", "seed")
         ),
         *((name, 0) for name in ("checkpoint-every", "accumulate")),
-        ("batch", "two"),
+        ("steps", 2**40),
     ],
 )
 def test_numbers_are_refused_by_name(tmp_path, capsys, option, value) -> None:
     with pytest.raises(SystemExit):
-        train.main([*COMMAND, "--out", str(tmp_path / "out"), f"--{option}", str(value)])
-    assert f"argument --{option}: {value}: give a whole number of" in capsys.readouterr().err
+        weclip(["train", *COMMAND, "--out", str(tmp_path / "out"), f"--{option}", str(value)])
+    said = f"{option.replace('-', '_')} is {value}: give a whole number"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_option_or_no_number_is_named(tmp_path, capsys) -> None:
+    place = ["--out", str(tmp_path / "out")]
+    for given, words in (
+        (["--batch", "two"], ["parsing --batch", "two"]),
+        (["--stepz", "2"], ["Unrecognized options: --stepz", "--steps INT"]),
+    ):
+        with pytest.raises(SystemExit):
+            weclip(["train", *COMMAND, *place, *given])
+        said = capsys.readouterr().err
+        assert all(word in said for word in words)
     assert not (tmp_path / "out").exists()
 
 
@@ -377,10 +392,10 @@ def test_nobody_elses_decoder_is_replaced(world, tmp_path) -> None:
     out.mkdir()
     (out / "trained.safetensors").write_text("mine")
     with pytest.raises(SystemExit, match="is there without the checkpoints of its run: choose"):
-        train.main([*given, "--out", str(out)])
+        weclip(["train", *given, "--out", str(out)])
     assert (out / "trained.safetensors").read_text() == "mine"
     with pytest.raises(SystemExit, match="is a data set, and what is written would be part of it"):
-        train.main([*given, "--out", str(data)])
+        weclip(["train", *given, "--out", str(data)])
 
 
 def test_nothing_to_learn(tmp_path) -> None:
@@ -389,13 +404,13 @@ def test_nothing_to_learn(tmp_path) -> None:
     table.write_text(re.sub(r"(train_\d+),.*", r"\1,", table.read_text()))
     given = ["--profile", "smoke", "--steps", "1", "--data-dir", str(data)]
     with pytest.raises(SystemExit, match=r"no picture of train in .* has a tag"):
-        train.main([*given, "--out", str(tmp_path / "out")])
+        weclip(["train", *given, "--out", str(tmp_path / "out")])
 
 
 def test_two_runs_into_one_folder(tmp_path) -> None:
     with only_one(tmp_path / "trained.safetensors"):
         # The lock is the process's own; a second one is refused.
-        line = [sys.executable, "-m", "weclip_lib.training.train", *COMMAND, "--out", str(tmp_path)]
+        line = [sys.executable, "-m", "weclip_lib", "train", *COMMAND, "--out", str(tmp_path)]
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert f"process {os.getpid()} on " in done.stderr and "trained.safetensors" in done.stderr
@@ -418,4 +433,4 @@ def test_command_line_errors(world, tmp_path, more, message) -> None:
     data = write_voc(tmp_path / "data", COUNTS)
     place = [] if "--profile" in more else ["--data-dir", str(data)]
     with pytest.raises(SystemExit, match=message):
-        train.main([*COMMAND, *place, "--out", str(tmp_path / "out"), *more])
+        weclip(["train", *COMMAND, *place, "--out", str(tmp_path / "out"), *more])

@@ -1,6 +1,5 @@
 """Numbers and devices are refused by name, with what they may be."""
 
-from argparse import ArgumentTypeError
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,6 @@ from weclip_lib.config import (
     Budget,
     DecoderShape,
     Method,
-    at_least,
     in_range,
     one_of,
 )
@@ -56,15 +54,6 @@ def test_kinds_of_values() -> None:
         in_range("rfm_start", True, 0.0, 1.0)
     with pytest.raises(ValueError, match="rfm_rule is 'Absolute': choose one of absolute, signed"):
         one_of("rfm_rule", "Absolute", RFM_RULES)
-
-
-@pytest.mark.parametrize("text", ["-1", "0", "1.5", "two", ""])
-def test_numbers_of_a_command_line(text) -> None:
-    assert at_least(1)("3") == 3
-    with pytest.raises(ArgumentTypeError, match="give a whole number of at most 2147483647"):
-        at_least(1)("9" * 20)
-    with pytest.raises(ArgumentTypeError, match="give a whole number of 1 or more"):
-        at_least(1)(text)
 
 
 def test_devices() -> None:

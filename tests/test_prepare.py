@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from weclip_lib.data import doctor, download, prepare
+from weclip_lib.__main__ import main as weclip
+from weclip_lib.data import doctor, prepare
 from weclip_lib.data.datasets import LabelledImages, MaskedImages
 from weclip_lib.data.instances import load_pycocotools
 from weclip_lib.labels import COCO, COCO_CLASSES, VOC
@@ -537,12 +538,11 @@ def test_the_doctor_finds_everything_at_once(devkit, sbd, one_process, monkeypat
     assert found.count("zebra") == 1  # said once, though three splits read the table
 
 
-def test_the_doctor_says_what_is_missing(tmp_path, devkit, capsys, monkeypatch) -> None:
+def test_the_doctor_says_what_is_missing(tmp_path, devkit, capsys) -> None:
     assert "make data DATASET=voc" in doctor.examine(tmp_path / "none", VOC).problems[0]
     prepare.prepare_voc(devkit)
-    monkeypatch.setattr("sys.argv", ["doctor", str(devkit.parents[1])])
     with pytest.raises(SystemExit):
-        doctor.main()
+        weclip(["doctor", str(devkit.parents[1])])
     out = capsys.readouterr().out
     assert "has no list of trainval, train_aug: VOC: `make data" in out
     assert "train has 2 pictures; everybody's has 1464" in out
@@ -560,19 +560,19 @@ def test_what_errors_advise_about_the_devkit_works(devkit, tmp_path, capsys, mon
         damaged.write_text(xml_of("dog", "cat", "Dog"))
         shutil.copytree(devkit, to / "VOCdevkit/VOC2012", dirs_exist_ok=True)
         damaged.write_text(xml_of("dog", "cat", "Dog"))
-        download.main(unpack)
+        weclip(["download", *unpack])
     assert "names 'Dog', which is no class of VOC: correct it" in str(caught.value)
     damaged.write_text(xml_of("dog", "cat"))
     with pytest.raises(SystemExit, match=rf"is there already.* with --archive {to}"):
-        download.main(unpack)  # it has another size now; the correction is not lost
-    download.main(["voc", "--archive", str(to)])
+        weclip(["download", *unpack])  # it has another size now; the correction is not lost
+    weclip(["download", "voc", "--archive", str(to)])
     assert "No problem(s) found" in capsys.readouterr().out
     (to / "VOCdevkit/VOC2012/labels.csv").unlink()
     damaged.write_bytes(b"")
     with pytest.raises(SystemExit, match="remove it and unpack the devkit again"):
-        download.main(["voc", "--archive", str(to)])
+        weclip(["download", "voc", "--archive", str(to)])
     damaged.unlink()
-    download.main(unpack)
+    weclip(["download", *unpack])
     assert "No problem(s) found" in capsys.readouterr().out
 
 
@@ -588,12 +588,12 @@ def test_from_archives_that_are_there(devkit, sbd, coco, tmp_path, capsys, monke
             file.write(path, path.relative_to(coco))
     to = ["--to", str(tmp_path / "to" / "voc"), "--archive"]
     with pytest.raises(SystemExit):  # train_aug is missing yet
-        download.main(["voc", *to, str(tmp_path / "VOCtrainval_11-May-2012.tar")])
-    download.main(["sbd", *to, str(tmp_path / "benchmark.tgz")])
+        weclip(["download", "voc", *to, str(tmp_path / "VOCtrainval_11-May-2012.tar")])
+    weclip(["download", "sbd", *to, str(tmp_path / "benchmark.tgz")])
     assert "train_aug: 4 pictures, 4 masks" in capsys.readouterr().out
     place = tmp_path / "to" / "coco"
-    download.main(["coco", "--to", str(place), "--archive", str(tmp_path / "coco.zip")])
+    weclip(["download", "coco", "--to", str(place), "--archive", str(tmp_path / "coco.zip")])
     assert "No problem(s) found" in capsys.readouterr().out
     assert LabelledImages(place, "train", COCO).names == ["train2014/COCO_train2014_1"]
     with pytest.raises(SystemExit, match="is not there: give an archive or a folder"):
-        download.main(["voc", *to, str(tmp_path / "none.tar")])
+        weclip(["download", "voc", *to, str(tmp_path / "none.tar")])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import nbformat
 import psutil
 import pytest
 
+from weclip_lib.__main__ import main as weclip
 from weclip_lib.config import PROFILES
 from weclip_lib.data import datasets
 from weclip_lib.storage.files import only_one
@@ -67,7 +69,7 @@ def instead(monkeypatch):
     """What a notebook writes, without a kernel: tests of everything around it take no time."""
     count = []
 
-    def execute(notebook, executed, parameters):
+    def execute(notebook, executed, parameters, log):
         count.append(parameters)
         names = {
             name: about.default for name, about in records.declared_parameters(notebook).items()
@@ -79,9 +81,8 @@ def instead(monkeypatch):
     return count
 
 
-def main(monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["runner", *map(str, arguments)])
-    runner.main()
+def main(*arguments):
+    weclip(["run", *map(str, arguments)])
 
 
 @pytest.mark.notebook
@@ -103,12 +104,12 @@ def test_cached_resumed_and_whole(notebook, tmp_path) -> None:
 @pytest.mark.notebook
 def test_the_command_from_another_folder(notebook, tmp_path, monkeypatch, folder, capsys) -> None:
     given = ("run", "--notebook", "01", "--out", folder, "-p", "data_dir", "2012 # x")
-    main(monkeypatch, *given)
+    main(*given)
     assert (tmp_path / "2012 # x" / "labels.csv").exists()  # text is taken as it is
     assert (tmp_path / folder / "table.csv").exists()
     assert "01_x: done" in capsys.readouterr().err
     (tmp_path / "began").unlink()
-    main(monkeypatch, *given, "--processes", "2")  # starts nothing
+    main(*given, "--processes", "2")  # starts nothing
     assert not (tmp_path / "began").exists()
 
 
@@ -155,7 +156,7 @@ def test_an_edit_during_the_run_is_not_taken_for_done(notebook, tmp_path, monkey
     labels.parent.mkdir()
     labels.write_text("before")
 
-    def execute(notebook, executed, parameters):
+    def execute(notebook, executed, parameters, log):
         executed.write_text(notebook.read_text())
         labels.write_text("after")
 
@@ -305,7 +306,6 @@ def test_bad_parameters_are_refused_before_anything_runs(
         (["run", "-p", "seed", "one"], "parameter seed of 00_minivoc_and_miniclip.ipynb is 'one'"),
         (["run", "--out", "results/mini"], "only `make publish` writes there"),
         (["run", "--out", f"{__file__}/out"], "out cannot be written"),
-        (["run", "--processes", "0"], "0 processes: give 1 or more"),
     ],
 )
 def test_command_line_errors(monkeypatch, tmp_path, arguments, message) -> None:
@@ -313,8 +313,15 @@ def test_command_line_errors(monkeypatch, tmp_path, arguments, message) -> None:
     if "--out" not in arguments:
         arguments = [*arguments, "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as error:
-        main(monkeypatch, *arguments)
+        main(*arguments)
     assert message in str(error.value)
+
+
+def test_a_number_of_processes(capsys) -> None:
+    for command in (["run"], ["sweep", "run", "grid.yml"]):
+        with pytest.raises(SystemExit):
+            weclip([*command, "--processes", "0"])
+        assert "processes is 0: give a whole number of 1 or more" in capsys.readouterr().err
 
 
 def test_a_second_process_is_refused(notebook, tmp_path, instead) -> None:
@@ -342,49 +349,47 @@ def ended(command, tmp_path, number, ready):
     assert process.returncode != 0
     if number == signal.SIGTERM:
         said = errors.strip().splitlines()[-1]
-        assert said == "interrupted: start it again, and what has finished is kept"
+        assert said.endswith("interrupted: start it again, and what has finished is kept")
         assert not any(child.is_running() for child in below)
     assert not psutil.wait_procs(below, timeout=30)[1]  # of a killed one, they end by themselves
     assert not list(tmp_path.glob("out/*.csv")) and not list(tmp_path.glob("out/.runner/*.json"))
     return below
 
 
-HERE = "from pathlib import Path; from weclip_lib.studies import runner; "
-HERE += "runner.NOTEBOOKS = Path('notebooks').resolve(); runner.main()"
-APART = """
+HERE = """
+import sys
 from pathlib import Path
-from weclip_lib.studies.processes import Command, interruptible, run_commands
-with interruptible():
-    run_commands([Command("01_x", ("here", "run", "--out", "out"), Path("log"))], 2)
+from weclip_lib.__main__ import main
+from weclip_lib.studies import runner
+runner.NOTEBOOKS = Path("notebooks").resolve()
+main(["run", "--out", "out", *sys.argv[1:]])
 """
 
 
 @pytest.mark.notebook
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("apart", [False, True])
-def test_a_signal_ends_all_that_runs(notebook, tmp_path, monkeypatch, apart, number) -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_signal_ends_all_that_runs(notebook, tmp_path, monkeypatch, at_once, number) -> None:
     (tmp_path / "wait").touch()
-    (tmp_path / "here.py").write_text(HERE)  # the runner, of the notebooks of this folder
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(records.ROOT)]))
-    command = [sys.executable, "-c", APART if apart else HERE, "run", "--out", "out"]
+    for second in range(2, 1 + at_once):
+        shutil.copy(notebook, notebook.with_name(f"0{second}_x.ipynb"))
+    monkeypatch.setenv("PYTHONPATH", str(records.ROOT))
+    command = [sys.executable, "-c", HERE, "--processes", str(at_once)]
     below = ended(command, tmp_path, number, (tmp_path / "began").exists)
-    assert len(below) == 1 + apart  # the kernel, and what started it
-    if apart and number == signal.SIGKILL:
-        assert "interrupted: start it again" in (tmp_path / "log").read_text()
+    assert len(below) == at_once  # kernels
 
 
 @pytest.mark.notebook
-def test_as_processes_failures_name_their_log_and_reason(tmp_path, monkeypatch, capsys) -> None:
+def test_side_by_side_failures_name_their_reason(tmp_path, capsys) -> None:
     bad = tmp_path / "bad"
     (bad / "mine").mkdir(parents=True)
     given = ["run", "--profile", "smoke", "--notebook", "01", "--processes", "2"]
     given += ["--out", str(tmp_path / "out"), "-p", "pictures", "3", "-p", "data_dir"]
     with pytest.raises(SystemExit, match="01_cam_generation failed"):
-        main(monkeypatch, *given, bad)
-    log = tmp_path / "out" / ".runner" / "01_cam_generation.log"
-    said = capsys.readouterr().out
-    assert f"01_cam_generation: failed, see {log}" in said and "holds something else" in said
-    assert "holds something else" in log.read_text()
+        main(*given, bad)
+    said = capsys.readouterr().err
+    assert "01_cam_generation: failed: 01_cam_generation.ipynb failed, see" in said
+    assert "holds something else" in said
     assert not (tmp_path / "out" / "01_cam_generation.csv").exists()
 
 

@@ -4,8 +4,7 @@
 0f47db4). A profile joins data, backbone and budget; the method is the same in all of them.
 """
 
-from argparse import ArgumentTypeError
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -37,23 +36,6 @@ def one_of(name: str, value: object, choices: tuple) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} is {value!r}: choose one of {', '.join(map(str, choices))}")
-
-
-def at_least(low: int, most: int = 2**31 - 1) -> Callable[[str], int]:
-    """A type for argparse: whole numbers from `low` up to `most`."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low:
-            raise ArgumentTypeError(f"{text}: give a whole number of {low} or more")
-        if value > most:
-            raise ArgumentTypeError(f"{text}: give a whole number of at most {most}")
-        return value
-
-    return parse
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
 """What is there of a data set, what is missing, and everything that is wrong with it, at once."""
 
-import argparse
 import os
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from weclip_lib.commands import Doctor
 from weclip_lib.config import get_profile
 from weclip_lib.data.agreement import check_masks
 from weclip_lib.data.layouts import (
@@ -111,27 +110,20 @@ def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
     return report
 
 
-def main(given: Sequence[str] | None = None) -> None:
-    """Examine a folder and say everything that is wrong with it."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--profile", default="voc", help="whose classes; one's own folder has its")
-    chosen = parser.parse_args(given)
+def run(chosen: Doctor) -> None:
+    """`weclip doctor`.
+
+    Raises:
+        ValueError: If the folder is none, with all that is wrong before that.
+    """
+    folder, words = data_root(chosen.folder), []
     try:
-        folder = data_root(chosen.folder)
-        words: list[str] = []
         if folder.is_dir() and is_own(folder):
             labels = own_labels(folder, words.append)
         else:
             labels = get_profile(chosen.profile).labels
         report = examine(folder, labels)
     except ValueError as error:
-        raise SystemExit(
-            "\n".join([*(f"- {word}" for word in words), f"error: {error}"])
-        ) from error
+        raise ValueError("\n- ".join([str(error), *words])) from error
     report.problems = list(dict.fromkeys([*words, *report.problems]))
     report.tell()
-
-
-if __name__ == "__main__":
-    main()

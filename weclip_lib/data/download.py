@@ -3,7 +3,6 @@
 Archives or unpacked folders that are there already are taken instead with `--archive`.
 """
 
-import argparse
 import errno
 import hashlib
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from weclip_lib.commands import Download
 from weclip_lib.config import get_profile
 from weclip_lib.data.doctor import examine
 from weclip_lib.data.layouts import data_root
@@ -393,44 +393,28 @@ def obtain(archives: Sequence[Archive], folder: Path, given: Sequence[Path]) -> 
     tqdm.write(f"the archives in {folder} can be removed", file=sys.stderr)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Fetch a data set, make it readable, and say what is there."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("dataset", choices=ARCHIVES)
-    parser.add_argument("--to", type=Path, help="folder; default data/voc or data/coco")
-    parser.add_argument(
-        "--archive",
-        type=Path,
-        action="append",
-        default=[],
-        help="an archive that is there already, or the folder that it was unpacked to; repeatable",
-    )
-    parser.add_argument("--labels", choices=("xml", "masks"), default="xml", help="of VOC")
-    chosen = parser.parse_args(arguments)
+def run(chosen: Download) -> None:
+    """`weclip download`.
+
+    Raises:
+        ValueError: If something cannot be fetched, verified, unpacked or read.
+    """
     profile = get_profile("coco" if chosen.dataset == "coco" else "voc")
     folder = chosen.to or ROOT / "data" / profile.name
-    try:
-        folders = [path for path in chosen.archive if path.is_dir()]
-        if folders and len(chosen.archive) > 1:
-            raise ValueError(f"{folders[0]} is a folder: give it alone, or give archives alone")
-        if chosen.dataset != "sbd" and folders:
-            if chosen.to and chosen.to.resolve() != folders[0].resolve():
-                raise ValueError(f"{folders[0]} is used where it lies: leave out --to {chosen.to}")
-            folder = folders[0]
-        check_writable(folder)
-        if not folders:
-            obtain(ARCHIVES[chosen.dataset], folder, chosen.archive)
-        if chosen.dataset == "voc":
-            prepare_voc(folder, labels=chosen.labels)
-        elif chosen.dataset == "sbd":
-            prepare_sbd(folders[0] if folders else folder, folder)
-        else:
-            prepare_coco(folder)
-        report = examine(data_root(folder), profile.labels)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    report.tell()
-
-
-if __name__ == "__main__":
-    main()
+    folders = [path for path in chosen.archive if path.is_dir()]
+    if folders and len(chosen.archive) > 1:
+        raise ValueError(f"{folders[0]} is a folder: give it alone, or give archives alone")
+    if chosen.dataset != "sbd" and folders:
+        if chosen.to and chosen.to.resolve() != folders[0].resolve():
+            raise ValueError(f"{folders[0]} is used where it lies: leave out --to {chosen.to}")
+        folder = folders[0]
+    check_writable(folder)
+    if not folders:
+        obtain(ARCHIVES[chosen.dataset], folder, chosen.archive)
+    if chosen.dataset == "voc":
+        prepare_voc(folder, labels=chosen.labels)
+    elif chosen.dataset == "sbd":
+        prepare_sbd(folders[0] if folders else folder, folder)
+    else:
+        prepare_coco(folder)
+    examine(data_root(folder), profile.labels).tell()

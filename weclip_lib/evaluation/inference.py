@@ -4,7 +4,6 @@ weclip predict --decoder runs/voc/trained.safetensors IMAGES --out DIR
 weclip score --decoder runs/voc/trained.safetensors --split val --out DIR
 """
 
-import argparse
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -20,11 +19,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from weclip_lib.backbone import Backbone, find_device, load_backbone
+from weclip_lib.commands import Predict, Score
 from weclip_lib.config import (
     CRF,
     STATISTICS,
     DecoderShape,
-    at_least,
     check_scales,
     in_range,
     one_of,
@@ -50,7 +49,7 @@ from weclip_lib.storage.tensors import load_weights, read_note, read_tensors
 
 READ_AHEAD = 4  # pictures that are decoded meanwhile
 BATCH_PIXELS = 2**22  # of pictures that are shown together
-GIVE = "give a trained.safetensors of `python -m weclip_lib.training.train`"
+GIVE = "give a trained.safetensors of `weclip train`"
 
 
 @dataclass(frozen=True)
@@ -214,7 +213,12 @@ def _read_ahead(images: dict[str, Path]) -> Iterator[tuple[str, Future]]:
         yield from coming
 
 
-def _predict(arguments: argparse.Namespace) -> None:
+def run_predict(arguments: Predict) -> None:
+    """`weclip predict`.
+
+    Raises:
+        ValueError: If something cannot be used, or naming the pictures that were not labelled.
+    """
     images = find_images(arguments.images, names=arguments.names, out=arguments.out)
     plan = plan_outputs(
         images, arguments.out, overlays=arguments.overlays, voc_server=arguments.voc_server
@@ -237,9 +241,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         )
 
 
-def _write_masks(
-    arguments: argparse.Namespace, plan: Plan, segmenter: Segmenter, legend: str
-) -> list[str]:
+def _write_masks(arguments: Predict, plan: Plan, segmenter: Segmenter, legend: str) -> list[str]:
     """Write all masks that can be; returns what is wrong with the others."""
     written, problems = Written(plan.out), []
     with written.whole(plan.out / LEGEND) as partial:
@@ -262,11 +264,16 @@ def _write_masks(
     return problems
 
 
-def _loaded(arguments: argparse.Namespace) -> Segmenter:
+def _loaded(arguments: Predict | Score) -> Segmenter:
     return load_segmenter(arguments.decoder, weights=arguments.weights, device=arguments.device)
 
 
-def _score(arguments: argparse.Namespace) -> None:
+def run_score(arguments: Score) -> None:
+    """`weclip score`.
+
+    Raises:
+        ValueError: If the decoder, the data or the folder cannot be used.
+    """
     find_device(arguments.device)
     about = read_about(arguments.decoder)
     refuse_data_set(arguments.out)
@@ -320,43 +327,3 @@ def _score(arguments: argparse.Namespace) -> None:
     sys.stdout.write(f"{per_class.round(2).to_string(index=False)}\n\n")
     sys.stdout.write(f"{total.round(2).to_string(index=False)}\n")
     tqdm.write(f"wrote {arguments.out / 'scores.csv'}", file=sys.stderr)
-
-
-def main(given: Sequence[str] | None = None) -> None:
-    """Masks of pictures, or scores of a split, by a trained decoder."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    predicting = commands.add_parser("predict", help="masks as indexed PNG with VOC's palette")
-    predicting.add_argument("images", type=Path, nargs="+", help="files, or folders of them")
-    predicting.add_argument("--names", type=Path, help="only those of a list, as in ImageSets")
-    predicting.add_argument("--crf", action="store_true", help="dense CRF after the network")
-    predicting.add_argument("--overlays", action="store_true", help="pictures with classes, too")
-    predicting.add_argument(
-        "--voc-server", action="store_true", help="in the folders that VOC's server expects"
-    )
-    predicting.add_argument(
-        "--batch", type=at_least(1), default=1, help="pictures of one size together"
-    )
-    scoring = commands.add_parser("score", help="mIoU: single scale, scales and flips, with CRF")
-    scoring.add_argument("--profile", default="", help="of the data; default the decoder's")
-    scoring.add_argument("--data-dir", default="", help="default data/<profile>")
-    scoring.add_argument("--split", default="val")
-    scoring.add_argument(
-        "--pictures", type=at_least(0), default=0, help="the first so many; 0: all"
-    )
-    for command in (predicting, scoring):
-        command.add_argument("--decoder", type=Path, required=True, help="a trained.safetensors")
-        command.add_argument("--weights", default="", help="of the backbone, if they moved")
-        command.add_argument("--out", type=Path, required=True, help="folder")
-        command.add_argument(
-            "--device", default="", help="cpu, cuda, mps; default: a GPU if there is one"
-        )
-    arguments = parser.parse_args(given)
-    try:
-        (_predict if arguments.command == "predict" else _score)(arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-
-
-if __name__ == "__main__":
-    main()

@@ -11,13 +11,21 @@ from pathlib import Path
 
 from weclip_lib.config import get_profile
 from weclip_lib.storage.files import Unusable, files_below, in_a_line, reading, write_text
-from weclip_lib.storage.provenance import RESULTS, ROOT, library_hash, tree_hash
+from weclip_lib.storage.provenance import ROOT, library_hash, tree_hash
 
 DATA = ROOT / "data"
-READ_BENCH = ("06_training_cost",)  # what `make bench` wrote
-OWN_DATA = ("08_your_own_images",)  # without data_dir, it makes a folder of its own
 POINTERS = ("data_dir", "weights", "run_dir")  # parameters that name files which a run reads
 READ_WHOLE = (".csv", ".txt")  # lists are told apart by their content, others by size and time
+
+
+def about(notebook: Path) -> dict:
+    """What a notebook says about itself in its metadata, under `weclip`.
+
+    `short`: parameters of a short run. `reads`: patterns of files below the repository that it
+    reads. `makes_data`: where it is given no `data_dir`, it makes a folder of its own.
+    """
+    with reading(notebook):
+        return json.loads(notebook.read_bytes())["metadata"].get("weclip", {})
 
 
 @dataclass(frozen=True)
@@ -77,17 +85,21 @@ def states(notebook: Path, parameters: dict, out: Path) -> dict[str, str]:
     declared = declared_parameters(notebook)
     chosen = {name: about.default for name, about in declared.items()} | parameters
     places = {name: Path(chosen[name]) for name in POINTERS if chosen.get(name)}
-    if chosen.get("data_dir") == "" and "profile" in chosen and notebook.stem not in OWN_DATA:
+    if (
+        chosen.get("data_dir") == ""
+        and "profile" in chosen
+        and not about(notebook).get("makes_data")
+    ):
         places["data_dir"] = default_data(chosen["profile"])
     return {name: _state(place, out.resolve()) for name, place in places.items()}
 
 
 def made_by(notebook: Path, parameters: dict) -> str:
     """Hash of the code, and of what it is told."""
-    measured = sorted(RESULTS.glob("bench/*.csv")) if notebook.stem in READ_BENCH else ()
-    sources = tree_hash(notebook, ROOT / "constraints.txt", *measured)
-    about = json.dumps([sources, library_hash(), parameters], sort_keys=True)
-    return sha256(about.encode()).hexdigest()
+    read = sorted(path for name in about(notebook).get("reads", ()) for path in ROOT.glob(name))
+    sources = tree_hash(notebook, ROOT / "constraints.txt", *read)
+    told = json.dumps([sources, library_hash(), parameters], sort_keys=True)
+    return sha256(told.encode()).hexdigest()
 
 
 def key_of(maker: str, pointed: dict[str, str]) -> str:

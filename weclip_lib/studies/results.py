@@ -3,7 +3,6 @@
 The only writer into results/. Schemas: README of results/.
 """
 
-import argparse
 import json
 import re
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from weclip_lib.commands import Publish
 from weclip_lib.config import get_profile
 from weclip_lib.storage.files import check_writable, reading, whole, write_text
 from weclip_lib.storage.provenance import RESULTS, ROOT, outside_results, provenance
@@ -276,18 +276,12 @@ def publish(source: Path, profile: str, notebooks: Sequence[str]) -> None:
     _replace(RESULTS / profile, source, files)
 
 
-def main() -> None:
-    """`make publish`."""
-    parser = argparse.ArgumentParser(description="Publish a complete run into results/.")
-    parser.add_argument("--source", type=Path, default=ROOT / "runs" / "studies")
-    parser.add_argument("--profile", default="mini")
-    arguments = parser.parse_args()
+def run(chosen: Publish) -> None:
+    """`weclip publish`.
+
+    Raises:
+        ValueError: If something is not to be published.
+    """
     notebooks = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
-    try:
-        publish(arguments.source, get_profile(arguments.profile).name, notebooks)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-
-
-if __name__ == "__main__":
-    main()
+    source = chosen.source or ROOT / "runs" / "studies"
+    publish(source, get_profile(chosen.profile).name, notebooks)

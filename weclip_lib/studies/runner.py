@@ -6,24 +6,29 @@ again if its source, parameters, library, weights and pictures are those of its 
 its outputs are all there as it wrote them. papermill is imported when something has to be run.
 """
 
-import argparse
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
+import psutil
 import yaml
 from tqdm import tqdm
 
+from weclip_lib.commands import Run
 from weclip_lib.config import get_profile, in_range
 from weclip_lib.storage.files import Unusable, check_writable, in_a_line, only_one
 from weclip_lib.storage.provenance import ROOT, outside_results
-from weclip_lib.studies.processes import Command, interruptible, run_commands
 from weclip_lib.studies.records import (
     Parameter,
     Record,
+    about,
     declared_parameters,
     file_hash,
     is_done,
@@ -31,7 +36,6 @@ from weclip_lib.studies.records import (
     made_by,
     read_record,
     record_file,
-    run_key,
     states,
     write_record,
 )
@@ -47,14 +51,6 @@ PRESETS = {
     "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 100, "pictures": 200},
     "studies": {"profile": "mini", "seed": 0, "seed_count": 3, "steps": 0, "pictures": 0},
 }
-SHORTER = (  # in `run`: many decoders each, or pictures encoded in every step
-    "03_rfm_ablation",
-    "04_layer_count",
-    "05_fully_supervised",
-    "07_official_vs_intended",
-    "08_your_own_images",
-)
-SHORT = {"steps": 50, "pictures": 100}
 KINDS = {
     "int": ("a whole number", int),
     "float": ("a number", (int, float)),
@@ -203,7 +199,7 @@ def _from_here(path: Path) -> str:
         return str(path)
 
 
-def _execute(notebook: Path, executed: Path, parameters: dict) -> None:
+def _execute(notebook: Path, executed: Path, parameters: dict, log: TextIO | None) -> None:
     """Run a notebook here into `executed`.
 
     Raises:
@@ -217,10 +213,10 @@ def _execute(notebook: Path, executed: Path, parameters: dict) -> None:
             *(str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, executed)),
             parameters=parameters,
             kernel_name="python3",
-            progress_bar={"desc": notebook.stem, "leave": False},
+            progress_bar=not log and {"desc": notebook.stem, "leave": False},
             extra_arguments=["--IPKernelApp.log_level=50"],
             store_widget_state=False,  # explorers bring a picture of themselves along
-            stderr_file=sys.stderr,  # progress bars of long cells
+            stderr_file=log or sys.stderr,  # progress bars of long cells
         )
     except PapermillExecutionError as error:
         said = " ".join(f"{error.ename}: {error.evalue}".split())
@@ -232,13 +228,31 @@ def _execute(notebook: Path, executed: Path, parameters: dict) -> None:
         ) from error
 
 
+@dataclass(frozen=True)
+class Task:
+    """A notebook to run."""
+
+    name: str  # to be told by
+    notebook: Path
+    parameters: dict
+    folder: Path  # of what it writes
+    out: Path  # into which this and similar tasks write
+    log: Path  # of what its cells say on the way, where several run at a time
+
+
 def run_notebook(
-    notebook: Path, folder: Path, parameters: dict, *, out: Path | None = None
+    notebook: Path,
+    folder: Path,
+    parameters: dict,
+    *,
+    out: Path | None = None,
+    log: TextIO | None = None,
 ) -> bool:
     """Run one notebook into `folder`, where the caller stands, unless it is done.
 
     Args:
         out: Folder into which this and similar runs write; default `folder`.
+        log: Where progress goes; default this process's own.
 
     Returns:
         Whether it ran.
@@ -265,7 +279,7 @@ def run_notebook(
         (partial / "notebooks").mkdir(parents=True)
         place = {"out_dir": _from_here(partial)}
         told = place if "out_dir" in declared_parameters(notebook) else {}
-        _execute(notebook, partial / executed, parameters | told)
+        _execute(notebook, partial / executed, parameters | told, log)
         _tidy(partial / executed)
         _keep_strangers(folder, notebook, _files(partial), f"; what was made is in {partial}")
         # What the run itself made counts as it is now; anything else, as it was at the start.
@@ -275,27 +289,60 @@ def run_notebook(
     return True
 
 
-def _run_apart(
-    arguments: argparse.Namespace, folder: Path, jobs: Sequence[tuple[Path, dict]]
-) -> None:
-    """Run the notebooks that are not done as processes of their own, so many at a time."""
-    given = ["--out", str(folder)]
-    if arguments.profile:
-        given += ["--profile", arguments.profile]
-    for pair in arguments.p:
-        given += ["-p", *pair]
-    commands = [
-        Command(
-            notebook.stem,
-            ("weclip_lib.studies.runner", arguments.preset, "--notebook", notebook.stem, *given),
-            folder / ".runner" / f"{notebook.stem}.log",
-        )
-        for notebook, chosen in jobs
-        if not is_done(folder, notebook, run_key(notebook, chosen, folder))
-    ]
-    failed = run_commands(commands, arguments.processes, finished=len(jobs) - len(commands))
-    if failed:
-        raise ValueError(f"{', '.join(failed)} failed; see the logs")
+def run_tasks(tasks: Sequence[Task], at_once: int) -> list[str]:
+    """Run notebooks, so many at a time, each in a kernel of its own; returns those that failed.
+
+    A kernel ends with the process that started it, in whatever way that ends. When interrupted,
+    all kernels are ended first, and nothing is left half-written.
+
+    Args:
+        at_once: Where there are several, they share the cores, and write what they say into logs.
+    """
+    if at_once > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+    failed = []
+    with ThreadPoolExecutor(at_once) as pool:
+        coming = {pool.submit(_run_task, task, logged=at_once > 1): task for task in tasks}
+        try:
+            for future in tqdm(as_completed(coming), total=len(tasks), unit="notebook"):
+                task = coming[future]
+                try:
+                    said = "done" if future.result() else "up to date"
+                except (ValueError, OSError) as error:
+                    failed.append(task.name)
+                    said = f"failed: {error}"
+                tqdm.write(f"{task.name}: {said}", file=sys.stderr)
+        except BaseException:
+            _end_kernels(pool, coming)
+            raise
+    return failed
+
+
+def _run_task(task: Task, *, logged: bool) -> bool:
+    from jupyter_core.utils import ensure_event_loop
+
+    try:
+        with ExitStack() as opened:
+            log = None
+            if logged:
+                task.log.parent.mkdir(parents=True, exist_ok=True)
+                log = opened.enter_context(task.log.open("a", encoding="utf-8"))
+            return run_notebook(task.notebook, task.folder, task.parameters, out=task.out, log=log)
+    finally:
+        ensure_event_loop().close()  # Jupyter makes one a thread
+
+
+def _end_kernels(pool: ThreadPoolExecutor, coming: Iterable[Future]) -> None:
+    """Start nothing more, and end what runs; one that was being started is met in the next round.
+
+    A notebook whose kernel is gone fails within a second.
+    """
+    pool.shutdown(wait=False, cancel_futures=True)
+    while not all(future.done() for future in coming):
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        time.sleep(0.1)
 
 
 def _parsed(pairs: Sequence[Sequence[str]], declared: dict[str, Parameter]) -> dict:
@@ -321,62 +368,33 @@ def _parsed(pairs: Sequence[Sequence[str]], declared: dict[str, Parameter]) -> d
     return given
 
 
-def _run_all(arguments: argparse.Namespace) -> None:
-    """Check what is asked for, then run it.
+def run(chosen: Run) -> None:
+    """`weclip run`: check what is asked for, then run it.
 
     Raises:
         ValueError: Naming what cannot be done, or what failed.
     """
-    preset = dict(PRESETS[arguments.preset])
-    if arguments.profile:
-        preset["profile"] = get_profile(arguments.profile).name
-        if arguments.profile == "smoke":
+    preset = dict(PRESETS[chosen.preset])
+    if chosen.profile:
+        preset["profile"] = get_profile(chosen.profile).name
+        if chosen.profile == "smoke":
             preset |= {"steps": 0, "pictures": 0}
-    shorten = arguments.preset == "run" and preset["profile"] != "smoke"
-    found = NOTEBOOKS.glob(f"{arguments.notebook}*.ipynb")
+    shorten = chosen.preset == "run" and preset["profile"] != "smoke"
+    found = NOTEBOOKS.glob(f"{chosen.notebook}*.ipynb")
     notebooks = sorted(path for path in found if path.stem[0].isdigit())
     if not notebooks:
-        raise ValueError(f"no notebook starts with {arguments.notebook!r} in {NOTEBOOKS}")
-    default = preset["profile"] if arguments.preset == "run" else arguments.preset
-    folder = outside_results(arguments.out or ROOT / "runs" / default)
-    jobs = []
+        raise ValueError(f"no notebook starts with {chosen.notebook!r} in {NOTEBOOKS}")
+    default = preset["profile"] if chosen.preset == "run" else chosen.preset
+    folder = outside_results(chosen.out or ROOT / "runs" / default)
+    tasks = []
     for notebook in notebooks:
         declared = declared_parameters(notebook)
-        budget = preset | (SHORT if shorten and notebook.stem in SHORTER else {})
-        chosen = {k: v for k, v in budget.items() if k in declared}
-        chosen |= _parsed(arguments.p, declared)
-        check_parameters(notebook, chosen)
-        jobs.append((notebook, chosen))
+        budget = preset | (about(notebook).get("short", {}) if shorten else {})
+        parameters = {k: v for k, v in budget.items() if k in declared}
+        parameters |= _parsed(chosen.p, declared)
+        check_parameters(notebook, parameters)
+        log = folder / ".runner" / f"{notebook.stem}.log"
+        tasks.append(Task(notebook.stem, notebook, parameters, folder, folder, log))
     check_writable(folder)
-    if arguments.processes != 1:
-        _run_apart(arguments, folder, jobs)
-        return
-    for notebook, chosen in tqdm(jobs, desc="notebooks", unit="notebook"):
-        try:
-            ran = run_notebook(notebook, folder, chosen)
-        except OSError as error:
-            raise ValueError(
-                f"{notebook.name}: {error}; finished runs in {folder} are as they were: "
-                "make room there, or choose --out"
-            ) from error
-        tqdm.write(f"{notebook.stem}: {'done' if ran else 'up to date'}", file=sys.stderr)
-
-
-def main() -> None:
-    """Run all notebooks of a preset, or one."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("preset", choices=PRESETS)
-    parser.add_argument("--notebook", default="", help="run only those whose name starts so: 02")
-    parser.add_argument("--profile", help="instead of the preset's")
-    parser.add_argument("--out", type=Path, help="folder; default runs/<profile or preset>")
-    parser.add_argument("--processes", type=int, default=1, help="notebooks at a time")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    try:
-        with interruptible():
-            _run_all(parser.parse_args())
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-
-
-if __name__ == "__main__":
-    main()
+    if failed := run_tasks(tasks, chosen.processes):
+        raise ValueError(f"{', '.join(failed)} failed; what has finished in {folder} is as it was")

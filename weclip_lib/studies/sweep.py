@@ -7,7 +7,6 @@ repeated. The same jobs can be run by a workflow engine: `list`, `waiting`, `job
 its steps. Paths in the file are seen from where the caller stands.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -18,12 +17,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from weclip_lib.commands import Sweep
 from weclip_lib.storage.files import check_writable, whole
 from weclip_lib.storage.lists import read_yaml
 from weclip_lib.storage.provenance import ROOT, outside_results
-from weclip_lib.studies.processes import Command, interruptible, run_commands
 from weclip_lib.studies.records import is_done, run_key
-from weclip_lib.studies.runner import NOTEBOOKS, check_parameters, run_notebook
+from weclip_lib.studies.runner import NOTEBOOKS, Task, check_parameters, run_tasks
 
 KEYS = ("notebook", "parameters")
 LONGEST_NAME = 120  # characters of a job's folder
@@ -121,28 +120,14 @@ def read_grid(path: Path, out: Path | None = None) -> Grid:
     return Grid(path, notebook, tuple(jobs), folder)
 
 
-def run_job(grid: Grid, name: str) -> None:
-    """Run one job here, unless it is done."""
-    parameters = grid.job(name).parameters
-    run_notebook(grid.notebook, grid.folder / name, parameters, out=grid.folder)
-
-
-def run_grid(grid: Grid, processes: int) -> list[str]:
-    """Run all jobs that are not done, so many at a time; returns the names of those that failed.
-
-    When interrupted, every running job is ended, and none of them leaves anything half-written.
-    """
-    place = ("--out", str(grid.folder))
-    waiting = [
-        Command(
-            job.name,
-            ("weclip_lib.studies.sweep", "job", str(grid.file), job.name, *place),
-            grid.folder / job.name / "log.txt",
-        )
-        for job in grid.jobs
-        if not grid.done(job)
-    ]
-    return run_commands(waiting, processes, finished=len(grid.jobs) - len(waiting))
+def run_jobs(grid: Grid, jobs: Sequence[Job], at_once: int) -> list[str]:
+    """Run jobs that are not done, so many at a time; returns the names of those that failed."""
+    tasks = []
+    for job in jobs:
+        folder = grid.folder / job.name
+        log = folder / "log.txt"
+        tasks.append(Task(job.name, grid.notebook, job.parameters, folder, grid.folder, log))
+    return run_tasks(tasks, at_once)
 
 
 def collect(grid: Grid) -> Path:
@@ -168,23 +153,8 @@ def collect(grid: Grid) -> Path:
     return path
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a grid, list its jobs or those that wait, run one, or join what has finished."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("action", choices=("run", "list", "waiting", "job", "collect"))
-    parser.add_argument("grid", type=Path, help="a YAML file")
-    parser.add_argument("name", nargs="?", default="", help="of the job, for `job`")
-    parser.add_argument("--out", type=Path, help="folder; default runs/sweeps/<grid>")
-    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
-    try:
-        with interruptible():
-            _act(parser.parse_args(arguments))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-
-
-def _act(chosen: argparse.Namespace) -> None:
-    """Do what the command line asks for.
+def run(chosen: Sweep) -> None:
+    """`weclip sweep`.
 
     Raises:
         ValueError: Naming what cannot be done, or how many runs failed.
@@ -195,15 +165,11 @@ def _act(chosen: argparse.Namespace) -> None:
         sys.stdout.write("".join(f"{job.name}\n" for job in jobs))
         return
     check_writable(grid.folder)
-    if chosen.action == "job":
-        run_job(grid, chosen.name)
-        return
-    failed = run_grid(grid, chosen.processes) if chosen.action == "run" else []
-    if len(failed) < len(grid.jobs):
+    failed = []
+    if chosen.action != "collect":
+        jobs = [grid.job(chosen.name)] if chosen.action == "job" else grid.jobs
+        failed = run_jobs(grid, jobs, chosen.processes)
+    if chosen.action != "job" and len(failed) < len(grid.jobs):
         tqdm.write(f"wrote {collect(grid)}", file=sys.stderr)
     if failed:
         raise ValueError(f"{len(failed)} of {len(grid.jobs)} runs failed; see their logs")
-
-
-if __name__ == "__main__":
-    main()

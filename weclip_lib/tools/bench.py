@@ -8,7 +8,6 @@ products take at the rate of a large one, and its other operations at the rate o
 over the measured time. Above 1: intermediate results stayed in a cache.
 """
 
-import argparse
 import math
 import multiprocessing
 import platform
@@ -32,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
 from tqdm import tqdm
 
-from weclip_lib import cam
+from weclip_lib import cam, commands
 from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
 from weclip_lib.config import PROFILES, Budget, DecoderShape, Method
 from weclip_lib.evaluation.scores import predict
@@ -331,19 +330,14 @@ def machine_name(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def main() -> None:
-    """Measure, print the table, write results/bench/<machine>.csv."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5, help="of the published step; others: 2")
-    parser.add_argument("--scaling", action="store_true", help="other batches, crops, classes, too")
-    parser.add_argument(
-        "--profile", action="store_true", help="only print where a step's time goes"
-    )
-    arguments = parser.parse_args()
+def run(arguments: commands.Bench) -> None:
+    """`weclip bench`.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("error: --device cuda, but PyTorch sees no GPU: leave --device out")
+        raise ValueError("--device cuda, but PyTorch sees no GPU: leave --device out")
     torch.set_num_threads(arguments.threads)
     step = Case(device=arguments.device)
     if arguments.profile:
@@ -365,7 +359,7 @@ def main() -> None:
     table.insert(table.columns.get_loc("ratio") + 1, "official_ratio", published)
     folder, name = RESULTS / "bench", machine_name(arguments.device)
     about = {"gflop_s": rates[False][0], "gflop_s_bf16": rates[True][0], "gbyte_s": rates[False][1]}
-    write_provenance(folder, name, vars(arguments), rates=about)
+    write_provenance(folder, name, asdict(arguments), rates=about)
     write_text(folder / f"{name}.csv", table.round(3).to_csv(index=False, lineterminator="\n"))
     render_pages()
     about_case = list(asdict(step))
@@ -373,7 +367,3 @@ def main() -> None:
         tqdm.write("\n" + ", ".join(f"{k} {v}" for k, v in zip(about_case, values, strict=True)))
         shown = group.drop(columns=about_case).dropna(axis=1, how="all")
         tqdm.write(shown.to_markdown(index=False, floatfmt=".3f"))
-
-
-if __name__ == "__main__":
-    main()

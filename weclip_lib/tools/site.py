@@ -1,12 +1,11 @@
 """All executed notebooks and the pages of the repository as a static site that reads offline.
 
-python -m weclip_lib.tools.site --out runs/site
+weclip site --out runs/site
 
 Executed copies come from a published or finished run; what is missing there (exercises, the index)
 is executed first. Formulas become MathML, so that no page needs a script or a font from elsewhere.
 """
 
-import argparse
 import html
 import re
 import shutil
@@ -31,6 +30,7 @@ from weclip_lib.storage.provenance import ROOT
 from weclip_lib.studies.runner import NOTEBOOKS, declared_parameters, run_notebook
 
 HERE = Path(__file__).parent
+SOURCES = (ROOT / "results" / "mini", ROOT / "runs" / "mini")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PAGES = (Path("README.md"), Path("results/README.md"), Path("data/README.md"))
 MATH = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?)\$", re.DOTALL)
@@ -289,24 +289,12 @@ def build(out: Path, sources: Sequence[Path], work: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
 
 
-def main() -> None:
-    """`make site`."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "site")
-    parser.add_argument(
-        "--source",
-        type=Path,
-        nargs="*",
-        default=[ROOT / "results" / "mini", ROOT / "runs" / "mini"],
-        help="folders of runs with executed notebooks",
-    )
-    arguments = parser.parse_args()
-    try:
-        build(arguments.out.resolve(), arguments.source, ROOT / "runs" / "pages")
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    sys.stdout.write(f"open {arguments.out / 'index.html'}\n")
+def run(chosen: Site) -> None:
+    """`weclip site`.
 
-
-if __name__ == "__main__":
-    main()
+    Raises:
+        ValueError: If a notebook cannot be rendered.
+    """
+    out = (chosen.out or ROOT / "runs" / "site").resolve()
+    build(out, chosen.source or SOURCES, ROOT / "runs" / "pages")
+    sys.stdout.write(f"open {out / 'index.html'}\n")

@@ -4,8 +4,6 @@ weclip train --profile voc --out runs/voc
 accelerate launch -m weclip_lib train --profile voc --out runs/voc    (torchrun does as well)
 """
 
-import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -18,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from weclip_lib.backbone import load_backbone
-from weclip_lib.config import Budget, Profile, at_least
+from weclip_lib.commands import Train
+from weclip_lib.config import Budget, Profile
 from weclip_lib.data.datasets import LabelledImages, MaskedImages, open_profile
 from weclip_lib.evaluation.plan import refuse_data_set
 from weclip_lib.evaluation.scores import score_decoders
@@ -123,13 +122,22 @@ def trained_note(setting: Profile, steps: int) -> dict:
     }
 
 
-def run(arguments: argparse.Namespace, group: Group) -> None:
-    """Train as told by the command line.
+def run(arguments: Train) -> None:
+    """`weclip train`.
 
     Raises:
         ValueError: If something is wrong with the data, the settings or a checkpoint.
         FloatingPointError: If the loss is not finite.
     """
+    refuse_data_set(outside_results(arguments.out))
+    check_writable(arguments.out)
+    with joined(arguments.device) as group:
+        alone = only_one(arguments.out / "trained.safetensors")
+        with alone if group.is_first else nullcontext():
+            _run(arguments, group)
+
+
+def _run(arguments: Train, group: Group) -> None:
     setting, data = open_profile(arguments.profile, arguments.data_dir)
     chosen = {name: getattr(arguments, name) for name in ("backbone", "weights")}
     setting = replace(setting, **{name: value for name, value in chosen.items() if value})
@@ -188,61 +196,3 @@ def run(arguments: argparse.Namespace, group: Group) -> None:
     if group.is_first:
         save_weights(model.decoder, finished, note)
         tqdm.write(f"wrote {finished}", file=sys.stderr)
-
-
-def main(given: Sequence[str] | None = None) -> None:
-    """Train a decoder at length; started again, it goes on from its newest checkpoint."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--profile", required=True, help="voc, coco, folder; mini to try")
-    parser.add_argument("--out", type=Path, required=True, help="folder of checkpoints and curves")
-    parser.add_argument("--data-dir", default="", help="of the pictures; default data/<profile>")
-    parser.add_argument("--split", default="", help="to train on; default the profile's")
-    parser.add_argument(
-        "--pictures", type=at_least(0), default=0, help="only the first so many; 0: all"
-    )
-    parser.add_argument("--supervised", action="store_true", help="learn from masks, not from tags")
-    parser.add_argument("--skip-broken", action="store_true", help="leave broken pictures out")
-    parser.add_argument("--backbone", default="", help="an open_clip model; default the profile's")
-    parser.add_argument("--weights", default="", help="a tag of open_clip, or a file")
-    parser.add_argument("--steps", type=at_least(0), default=0, help="0: the profile's")
-    parser.add_argument(
-        "--batch", type=at_least(0), default=0, help="of all processes; 0: the profile's"
-    )
-    parser.add_argument(
-        "--crop", type=at_least(0, 4096), default=0, help="pixels a side; 0: the profile's"
-    )
-    parser.add_argument(
-        "--accumulate", type=at_least(1), default=1, help="parts of a batch, in turn"
-    )
-    parser.add_argument("--seed", type=at_least(0, 2**32 - 1), default=0)
-    parser.add_argument("--bf16", action="store_true", help="autocast in bfloat16")
-    parser.add_argument(
-        "--device", default="", help="cpu, cuda, mps; default: a GPU if there is one"
-    )
-    parser.add_argument("--workers", type=at_least(0, 256), default=min(4, os.cpu_count() or 1))
-    parser.add_argument("--checkpoint-every", type=at_least(1), default=1000, help="steps")
-    parser.add_argument("--validate-every", type=at_least(0), default=0, help="steps; 0: never")
-    parser.add_argument("--validate-pictures", type=at_least(0), default=0, help="0: all")
-    parser.add_argument(
-        "--watch",
-        type=at_least(0),
-        default=0,
-        help="keep labels of the first so many pictures, ten times",
-    )
-    parser.add_argument("--val", default="val", help="split that is validated on")
-    arguments = parser.parse_args(given)
-    try:
-        refuse_data_set(outside_results(arguments.out))
-        check_writable(arguments.out)
-        with joined(arguments.device) as group:
-            alone = only_one(arguments.out / "trained.safetensors")
-            with alone if group.is_first else nullcontext():
-                run(arguments, group)
-    except (ValueError, FloatingPointError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted: start it again to go on from its checkpoint") from None
-
-
-if __name__ == "__main__":
-    main()

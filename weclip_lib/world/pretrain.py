@@ -9,7 +9,6 @@ into the first, and each part's patches answer for their own picture alone. In t
 vote again after their values were spread along the attention. No mask is used.
 """
 
-import argparse
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from weclip_lib.backbone import embed, run_block
+from weclip_lib.commands import Pretrain
 from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
 from weclip_lib.storage.files import whole, write_text
 from weclip_lib.storage.weights import MINICLIP_FOLDER
@@ -577,14 +577,8 @@ def export(clip: nn.Module, folder: Path, card: dict) -> None:
     write_text(folder / "README.md", page)
 
 
-def main() -> None:
-    """Draw the pictures, train, score on MiniVOC val, and write data/miniclip; `make pretrain`."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"), help="resumable state")
-    parser.add_argument("--out", type=Path, default=MINICLIP_FOLDER, help="weights and card")
-    parser.add_argument("--processes", type=int, default=2, help="for drawing")
-    parser.add_argument("--compile", action="store_true", help="faster; needs a C++ compiler")
-    arguments = parser.parse_args()
+def run(arguments: Pretrain) -> None:
+    """`weclip pretrain`."""
     world = World()
     tokenizer = open_clip.get_tokenizer("MiniCLIP")
     scenes = list(draw_many(SPLIT_SEEDS["val"], range(250), world))
@@ -616,8 +610,4 @@ def main() -> None:
         "time": f"{sum(entry['seconds'] for entry in log) // 60} min on {os.cpu_count()} cores",
         "val": judge(clip, 1),
     }
-    export(clip, arguments.out, card)
-
-
-if __name__ == "__main__":
-    main()
+    export(clip, arguments.out or MINICLIP_FOLDER, card)

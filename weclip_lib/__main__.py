@@ -1,0 +1,61 @@
+"""`weclip COMMAND`, or `python -m weclip_lib COMMAND`: one place where commands start and end."""
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+
+import tyro
+
+from weclip_lib import commands
+
+# What a command imports takes seconds: modules are named here, and imported when they are needed.
+COMMANDS = {
+    "train": (commands.Train, "training.train", "run"),
+    "score": (commands.Score, "evaluation.inference", "run_score"),
+    "predict": (commands.Predict, "evaluation.inference", "run_predict"),
+    "doctor": (commands.Doctor, "data.doctor", "run"),
+    "download": (commands.Download, "data.download", "run"),
+    "run": (commands.Run, "studies.runner", "run"),
+    "sweep": (commands.Sweep, "studies.sweep", "run"),
+    "publish": (commands.Publish, "studies.results", "run"),
+    "bench": (commands.Bench, "tools.bench", "run"),
+    "pretrain": (commands.Pretrain, "world.pretrain", "run"),
+    "site": (commands.Site, "tools.site", "run"),
+}
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM interrupt the block as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; an error is one line that begins with `error:`, and no traceback."""
+    try:
+        with _interruptible():
+            chosen = tyro.extras.subcommand_cli_from_dict(
+                {name: settings for name, (settings, _, _) in COMMANDS.items()},
+                prog="weclip",
+                description="Weakly supervised segmentation with a frozen CLIP.",
+                args=sys.argv[1:] if arguments is None else list(arguments),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+            module, function = next(
+                place for settings, *place in COMMANDS.values() if settings is type(chosen)
+            )
+            getattr(import_module(f"weclip_lib.{module}"), function)(chosen)
+    except (ValueError, FloatingPointError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: start it again, and what has finished is kept") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""The settings of every command of `weclip`; tyro makes help and options of what stands here."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from weclip_lib.config import in_range
+
+SEEDS = 2**32 - 1  # the highest seed that numpy takes
+Device = Annotated[str, arg(metavar="NAME")]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a decoder at length; started again, it goes on from its newest checkpoint."""
+
+    profile: str  # voc, coco, folder; mini to try
+    out: Path  # folder of checkpoints and curves
+    data_dir: str = ""  # of the pictures; default data/<profile>
+    split: str = ""  # to train on; default the profile's
+    pictures: int = 0  # only the first so many; 0: all
+    supervised: bool = False  # learn from masks, not from tags
+    skip_broken: bool = False  # leave broken pictures out
+    backbone: str = ""  # an open_clip model; default the profile's
+    weights: str = ""  # a tag of open_clip, or a file; default the profile's
+    steps: int = 0  # 0: the profile's
+    batch: int = 0  # pictures of all processes together; 0: the profile's
+    crop: int = 0  # pixels a side; 0: the profile's
+    accumulate: int = 1  # parts of a batch that a process takes in turn
+    seed: int = 0  # of everything random
+    bf16: bool = False  # autocast in bfloat16
+    device: Device = ""  # cpu, cuda, cuda:1, mps; default: a GPU if there is one
+    workers: int = min(4, os.cpu_count() or 1)  # processes that read and augment pictures
+    checkpoint_every: int = 1000  # steps
+    validate_every: int = 0  # steps; 0: never
+    validate_pictures: int = 0  # only the first so many; 0: all
+    val: str = "val"  # split that is validated on
+    watch: int = 0  # keep pseudo labels of the first so many pictures, ten times
+
+    def __post_init__(self) -> None:
+        for name in ("pictures", "steps", "batch", "validate_every", "validate_pictures", "watch"):
+            in_range(name, getattr(self, name), 0, 2**31 - 1)
+        for name in ("accumulate", "checkpoint_every"):
+            in_range(name, getattr(self, name), 1, 2**31 - 1)
+        in_range("crop", self.crop, 0, 4096)
+        in_range("workers", self.workers, 0, 256)
+        in_range("seed", self.seed, 0, SEEDS)
+
+
+@dataclass(frozen=True)
+class Score:
+    """mIoU of a split: single scale, scales and flips, with CRF."""
+
+    decoder: Path  # a trained.safetensors
+    out: Path  # folder
+    profile: str = ""  # of the data; default the decoder's
+    data_dir: str = ""  # of the data; default data/<profile>
+    split: str = "val"  # of the data
+    pictures: int = 0  # only the first so many; 0: all
+    weights: str = ""  # of the backbone, if they moved
+    device: Device = ""  # cpu, cuda, cuda:1, mps; default: a GPU if there is one
+
+    def __post_init__(self) -> None:
+        in_range("pictures", self.pictures, 0, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Masks of pictures as indexed PNG with VOC's palette."""
+
+    images: Positional[tuple[Path, ...]]  # files, or folders of them
+    decoder: Path  # a trained.safetensors
+    out: Path  # folder
+    names: Path | None = None  # a list of names, as in ImageSets: only those
+    crf: bool = False  # dense CRF after the network
+    overlays: bool = False  # pictures with classes, too
+    voc_server: bool = False  # in the folders that VOC's server expects
+    batch: int = 1  # pictures of one size together
+    weights: str = ""  # of the backbone, if they moved
+    device: Device = ""  # cpu, cuda, cuda:1, mps; default: a GPU if there is one
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise ValueError("no pictures are given: name files, or folders of them")
+        in_range("batch", self.batch, 1, 2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Examine a folder of pictures and say everything that is wrong with it."""
+
+    folder: Positional[Path]  # one's own, or of VOC or COCO
+    profile: str = "voc"  # whose classes; one's own folder has its own
+
+
+@dataclass(frozen=True)
+class Download:
+    """Fetch a data set, make it readable, and say what is there."""
+
+    dataset: Positional[Literal["voc", "sbd", "coco"]]  # sbd adds train_aug to voc
+    to: Path | None = None  # folder; default data/voc or data/coco
+    # An archive that is there already, or the folder that it was unpacked to; repeatable.
+    archive: UseAppendAction[tuple[Path, ...]] = ()
+    labels: Literal["xml", "masks"] = "xml"  # where the tags of VOC come from
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run all notebooks of a preset headlessly, or those of one number."""
+
+    preset: Positional[Literal["run", "studies"]] = "run"  # one seed, short; or three, in full
+    notebook: str = ""  # only those whose name starts so: 02
+    profile: str = ""  # instead of the preset's
+    out: Path | None = None  # folder; default runs/<profile or preset>
+    processes: int = 1  # notebooks at a time
+    # A parameter of the notebooks, by name and value; repeatable.
+    p: Annotated[
+        UseAppendAction[tuple[tuple[str, str], ...]], arg(aliases=["-p"], metavar="NAME VALUE")
+    ] = ()
+
+    def __post_init__(self) -> None:
+        in_range("processes", self.processes, 1)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Run a grid, list its jobs or those that wait, run one, or join what has finished."""
+
+    action: Positional[Literal["run", "list", "waiting", "job", "collect"]]
+    grid: Positional[Path]  # a YAML file
+    name: Positional[str] = ""  # of the job, for `job`
+    out: Path | None = None  # folder; default runs/sweeps/<grid>
+    processes: int = 1  # runs at a time
+
+    def __post_init__(self) -> None:
+        in_range("processes", self.processes, 1)
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Copy a complete `weclip run studies` into results/, and render the tables."""
+
+    source: Path | None = None  # default runs/studies
+    profile: str = "mini"  # of the runs
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure what each part of a step costs, print it, and write results/bench/<machine>.csv."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: int = 1  # of the CPU
+    repeats: int = 5  # of the published step; of others: 2
+    scaling: bool = False  # other batches, crops, classes, too
+    profile: bool = False  # only print where a step's time goes
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "repeats"):
+            in_range(name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Draw pictures, train MiniCLIP on them, score it on MiniVOC val, and write data/miniclip."""
+
+    work: Path = Path("runs/pretrain")  # resumable state
+    out: Path | None = None  # of weights and card; default data/miniclip
+    processes: int = 2  # for drawing
+    compile: bool = False  # faster; needs a C++ compiler
+
+    def __post_init__(self) -> None:
+        in_range("processes", self.processes, 1)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Render all executed notebooks as pages that read offline."""
+
+    out: Path | None = None  # default runs/site
+    # Folders of runs with executed notebooks; default results/mini and runs/mini.
+    source: tuple[Path, ...] = ()
