@@ -20,7 +20,6 @@ from weclip_lib.config import one_of
 from weclip_lib.storage.weights import load_pretrained, miniclip_weights, refusal
 
 BREAKS = str.maketrans(".,;:!?", "      ")  # between the words of a prompt
-MINICLIP_STATISTICS = ((0.5,) * 3, (64 / 255,) * 3)
 # Differs: CLIP was trained with its own statistics; the official WeCLIP feeds it these
 # (datasets/transforms.py; REFERENCE 9).
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -265,8 +264,6 @@ def load_backbone(name: str, weights: str | Path, statistics: str = "own") -> Ba
     clip, own = load_pretrained(name, weights)
     if statistics == "imagenet":
         own = IMAGENET_STATISTICS
-    elif name == "MiniCLIP":
-        own = MINICLIP_STATISTICS
     return Backbone(clip, open_clip.get_tokenizer(name), own, vocabulary)
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from weclip_lib.backbone import load_backbone
 from weclip_lib.config import Budget, Profile, in_range
-from weclip_lib.data.datasets import LabelledImages, MaskedImages
+from weclip_lib.data.datasets import LabelledImages, MaskedImages, open_profile
 from weclip_lib.evaluation.scores import score_decoders
 from weclip_lib.model import WeCLIP
 from weclip_lib.ops.metrics import confusion_matrix, scores
 from weclip_lib.storage.files import locked, whole
-from weclip_lib.storage.provenance import seed_everything, source_hash
+from weclip_lib.storage.provenance import ROOT, seed_everything, source_hash
+from weclip_lib.studies.results import output_folder
 from weclip_lib.training.features import FeatureCache, StaticLabels, static_labels
 from weclip_lib.training.loop import RunOptions, Trained, train_decoder
 from weclip_lib.training.sources import AugmentedSource, CachedSource, Source
@@ -275,3 +276,56 @@ class Study:
         count = self.setting.labels.class_count
         pairs = zip(labels.long(), self.true_labels[list(rows)], strict=True)
         return scores(sum(confusion_matrix(a, b, count) for a, b in pairs)).miou
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What notebooks that train decoders set up alike."""
+
+    setting: Profile
+    budget: Budget
+    seeds: range
+    parameters: dict  # of the notebook, but for its folders
+    data: Path  # folder of the data set
+    out: Path  # folder of the tables
+    work: Path  # folder of cached features and finished decoders
+
+    def study(self, **changes: object) -> Study:
+        """A study of the profile with some of its fields changed; everything random is seeded."""
+        seed_everything(self.parameters["seed"])
+        setting = replace(self.setting, **changes)
+        return Study(setting, self.data, self.work, pictures=self.parameters["pictures"])
+
+
+def set_up(
+    notebook: str,
+    *,
+    seed: int,
+    profile: str,
+    seed_count: int,
+    steps: int,
+    pictures: int,
+    weights: str,
+    data_dir: str,
+    out_dir: str,
+    work_dir: str,
+) -> Experiment:
+    """Check the parameters of a notebook that trains decoders, and find its folders.
+
+    Raises:
+        ValueError: If a parameter is out of range, or a folder cannot be used.
+    """
+    setting, data = open_profile(profile, data_dir, weights)
+    budget = checked_budget(setting, steps=steps, seed_count=seed_count, pictures=pictures)
+    parameters = {
+        "seed": seed,
+        "profile": profile,
+        "seed_count": seed_count,
+        "steps": steps,
+        "pictures": pictures,
+        "weights": weights,
+        "data_dir": data_dir,
+    }
+    out = output_folder(out_dir, notebook, parameters)
+    seeds, work = range(seed, seed + seed_count), Path(work_dir or ROOT / "runs")
+    return Experiment(setting, budget, seeds, parameters, data, out, work)

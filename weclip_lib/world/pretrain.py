@@ -32,12 +32,12 @@ from weclip_lib.backbone import embed, run_block
 from weclip_lib.commands import Pretrain
 from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
 from weclip_lib.storage.files import whole, write_text
-from weclip_lib.storage.weights import MINICLIP_FOLDER
+from weclip_lib.storage.weights import MINICLIP_FOLDER, MINICLIP_STATISTICS, register_miniclip
 from weclip_lib.world.minivoc import SPLIT_SEEDS, TEMPLATES, draw, draw_many, with_article
 from weclip_lib.world.settings import MINICLIP_ROUNDS, Phase, Pretraining, World
 
 PHRASES = MINIVOC_CLASSES + MINIVOC_BACKGROUNDS
-MEAN, STD = 127.5, 64.0  # of pixels in 0-255; MiniCLIP's statistics
+MEAN, STD = (255 * values[0] for values in MINICLIP_STATISTICS)  # of pixels in 0-255
 
 
 def phase(step: int, recipe: Pretraining) -> Phase:
@@ -579,6 +579,7 @@ def export(clip: nn.Module, folder: Path, card: dict) -> None:
 
 def run(arguments: Pretrain) -> None:
     """`weclip pretrain`."""
+    register_miniclip()
     world = World()
     tokenizer = open_clip.get_tokenizer("MiniCLIP")
     scenes = list(draw_many(SPLIT_SEEDS["val"], range(250), world))
