@@ -1,12 +1,15 @@
 """What `weclip_lib` itself offers, and how long commands take to start."""
 
+import importlib
 import subprocess
 import sys
 
 import pytest
 
 import weclip_lib
+from weclip_lib import moved
 from weclip_lib.__main__ import COMMANDS
+from weclip_lib.moved import MOVED
 
 
 @pytest.mark.parametrize("name", weclip_lib.__all__)
@@ -31,4 +34,25 @@ def test_every_command_has_help_for_every_option(command, capsys) -> None:
         weclip_lib.__main__.main([command, "--help"])
     assert command in capsys.readouterr().out
     settings = COMMANDS[command][0]
-    assert settings.__doc__ and not settings.__doc__.startswith(settings.__name__)
+    assert settings.__doc__ and not settings.__doc__.startswith(f"{settings.__name__}(")
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_a_module_is_found_by_its_old_name(old, new) -> None:
+    importlib.import_module(f"weclip_lib.{new}")
+    with pytest.warns(DeprecationWarning, match=f"weclip_lib.{old} is now weclip_lib.{new}"):
+        found = importlib.import_module(f"weclip_lib.{old}")
+    try:
+        assert found is importlib.import_module(f"weclip_lib.{new}")
+        assert found.__name__ == found.__spec__.name == f"weclip_lib.{new}"
+    finally:
+        del sys.modules[f"weclip_lib.{old}"]
+
+
+@pytest.mark.parametrize("line", ["doctor", "runner run", "inference score", "sweep list x.yml"])
+def test_a_command_is_found_by_its_old_module(line, tmp_path) -> None:
+    module, *arguments = line.split()
+    command = [sys.executable, "-m", f"weclip_lib.{module}", *arguments, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    words = [*moved.COMMANDS.get(module, [module]), *arguments[:1]]
+    assert done.returncode == 0 and f"usage: weclip {words[0]}" in done.stdout

@@ -6,6 +6,8 @@ the method is imported when it is asked for, so that `import weclip_lib` itself 
 
 from importlib import import_module
 
+from weclip_lib.moved import keep_old_names
+
 FACE = {
     "load_backbone": "backbone",
     "Backbone": "backbone",
@@ -29,6 +31,7 @@ FACE = {
     "MINIVOC": "labels",
 }
 __all__ = list(FACE)
+keep_old_names()
 
 
 def __getattr__(name: str) -> object:
