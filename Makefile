@@ -69,4 +69,4 @@ pretrain: setup  ## train MiniCLIP anew (more than two hours on two cores); resu
 	$(WECLIP) pretrain
 
 clean:  ## remove what runs and tools wrote; keeps results/, data/ and .venv
-	rm -rf runs .pytest_cache .ruff_cache
+	rm -rf runs .mypy_cache .pytest_cache .ruff_cache
