@@ -40,7 +40,7 @@ sweep: setup  ## a grid of runs, PROCESSES at a time, into runs/sweeps (GRID=wor
 	$(WECLIP) sweep run "$(GRID)" --processes $(PROCESSES)
 
 lint: setup
-	$(BIN)/pre-commit run --all-files
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
 
 test: setup lint  ## lint, unit tests, golden parity, every notebook in profile smoke
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
@@ -69,4 +69,4 @@ pretrain: setup  ## train MiniCLIP anew (more than two hours on two cores); resu
 	$(WECLIP) pretrain
 
 clean:  ## remove what runs and tools wrote; keeps results/, data/ and .venv
-	rm -rf runs .pytest_cache .ruff_cache
+	rm -rf runs .mypy_cache .pytest_cache .ruff_cache

@@ -20,10 +20,10 @@ def in_range(name: str, value: object, low: float, high: float | None = None) ->
     Raises:
         ValueError: Naming it, and what it may be.
     """
-    kinds = int if isinstance(low, int) else (int, float)
-    fits = isinstance(value, kinds) and not isinstance(value, bool)
-    if not fits or not low <= value <= (float("inf") if high is None else high):
-        kind = "a whole number" if kinds is int else "a number"
+    whole, top = isinstance(low, int), float("inf") if high is None else high
+    inside = isinstance(value, int | float) and low <= value <= top
+    if not inside or isinstance(value, bool) or (whole and isinstance(value, float)):
+        kind = "a whole number" if whole else "a number"
         span = f"of {low} or more" if high is None else f"from {low} to {high}"
         raise ValueError(f"{name} is {value!r}: give {kind} {span}")
 
@@ -75,13 +75,10 @@ class Method:
         return max(self.static_layers, self.rfm_layers)
 
 
+OFFICIAL = Method(keep_box_ends=False, rfm_rule="signed", rfm_start=0.305, ignore_padding=False)
 OFFICIAL_SWITCHES = {
-    "keep_box_ends": False,
-    "rfm_rule": "signed",
-    "rfm_start": 0.305,
-    "ignore_padding": False,
+    name: value for name, value in vars(OFFICIAL).items() if value != getattr(Method(), name)
 }
-OFFICIAL = Method(**OFFICIAL_SWITCHES)
 
 
 @dataclass(frozen=True)

@@ -86,15 +86,15 @@ class Decoder(nn.Module):
         Nothing lies between a level's second linear layer and the convolution, so their weights
         are multiplied first, and every patch meets one product instead of two.
         """
-        hidden = [
-            project[:2](level) for project, level in zip(self.projections, tokens, strict=True)
-        ]
-        second = torch.stack([project[2].weight for project in self.projections])
-        bias = torch.cat([project[2].bias for project in self.projections])
+        linears = [part for part in self.projections.modules() if isinstance(part, nn.Linear)]
+        firsts, seconds = linears[::2], linears[1::2]
+        hidden = [F.relu(first(level)) for first, level in zip(firsts, tokens, strict=True)]
+        second = torch.stack([linear.weight for linear in seconds])
         fuse = self.fuse.weight.flatten(1)
         by_level = rearrange(fuse, "out (level c) -> out level c", level=len(second))
         weight = einsum(by_level, second, "out level mid, level mid c -> out level c")
-        return F.linear(torch.cat(hidden, dim=-1), weight.flatten(1), fuse @ bias + self.fuse.bias)
+        bias = F.linear(torch.cat([linear.bias for linear in seconds]), fuse, self.fuse.bias)
+        return F.linear(torch.cat(hidden, dim=-1), weight.flatten(1), bias)
 
     def forward(
         self, tokens: Float[Tensor, "block batch patch width"], grid: tuple[int, int]

@@ -5,20 +5,13 @@ from dataclasses import dataclass, field
 IGNORE_INDEX = 255
 
 
-def _voc_colormap() -> tuple[tuple[int, int, int], ...]:
-    """The VOC devkit's palette: bits of the class id, spread over the high bits of R, G, B."""
-    colours = []
-    for class_id in range(256):
-        rgb, bits = [0, 0, 0], class_id
-        for shift in range(7, -1, -1):
-            for channel in range(3):
-                rgb[channel] |= ((bits >> channel) & 1) << shift
-            bits >>= 3
-        colours.append(tuple(rgb))
-    return tuple(colours)
+def _channel(class_id: int, first: int) -> int:
+    """Every third bit of a class id, beginning with `first`, as the high bits of a byte."""
+    return sum((class_id >> (3 * place + first) & 1) << (7 - place) for place in range(3))
 
 
-COLORMAP = _voc_colormap()  # RGB by class_id; IGNORE_INDEX is drawn in its (224, 224, 192)
+# RGB by class_id, the VOC devkit's palette; IGNORE_INDEX is drawn in its (224, 224, 192).
+COLORMAP = tuple((_channel(i, 0), _channel(i, 1), _channel(i, 2)) for i in range(256))
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ def confusion_matrix(
     """
     assert prediction.shape == truth.shape
     total = truth.new_zeros(class_count**2, dtype=torch.long)
-    pieces = (ids.flatten().split(PIXELS_AT_ONCE) for ids in (prediction, truth))
-    for some in zip(*pieces, strict=True):
-        total += _counts(*some, class_count)
+    predicted, true = (ids.flatten().split(PIXELS_AT_ONCE) for ids in (prediction, truth))
+    for some_predicted, some_true in zip(predicted, true, strict=True):
+        total += _counts(some_predicted, some_true, class_count)
     return total.view(class_count, class_count)
 
 
