@@ -26,7 +26,7 @@ def small_backbone(*, quick_gelu: bool, layer_scale: float | None) -> Backbone:
     ).double()
     for parameter in clip.parameters():  # norms, biases and scales as well
         torch.nn.init.normal_(parameter, std=0.4)
-    return Backbone(clip, None, IMAGENET_STATISTICS)
+    return Backbone(clip, open_clip.get_tokenizer("ViT-B-32"), IMAGENET_STATISTICS)
 
 
 @pytest.mark.parametrize("quick_gelu", [True, False])

@@ -5,6 +5,7 @@ the method is imported when it is asked for, so that `import weclip_lib` itself 
 """
 
 from importlib import import_module
+from typing import Any
 
 from weclip_lib.moved import keep_old_names
 
@@ -34,7 +35,7 @@ __all__ = list(FACE)
 keep_old_names()
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     """A name of the method, from the module that defines it."""
     if name not in FACE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

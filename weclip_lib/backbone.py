@@ -5,7 +5,7 @@ left to `cam.py`, as in the official code, where it runs only inside Grad-CAM (R
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from weclip_lib.config import one_of
@@ -37,7 +38,9 @@ class ImageFeatures:
     grid: tuple[int, int]  # patches: (grid_h, grid_w), token = 1 + grid_h * grid_w
 
 
-def embed(visual: nn.Module, images: Float[Tensor, "batch 3 height width"]) -> tuple[Tensor, tuple]:
+def embed(
+    visual: VisionTransformer, images: Float[Tensor, "batch 3 height width"]
+) -> tuple[Tensor, tuple[int, int]]:
     """Patch and position embedding, up to the first block; gradients flow.
 
     Positions are resized bilinearly without antialiasing, the class token's kept apart
@@ -47,7 +50,7 @@ def embed(visual: nn.Module, images: Float[Tensor, "batch 3 height width"]) -> t
         Tokens (batch, 1 + grid_h * grid_w, width) and the grid (grid_h, grid_w).
     """
     patches = visual.conv1(images)
-    grid = tuple(patches.shape[-2:])
+    grid = (patches.shape[-2], patches.shape[-1])
     position = visual.positional_embedding
     side = visual.grid_size
     if grid != side:
@@ -81,7 +84,7 @@ def attend(
 
 
 def run_block(
-    block: nn.Module,
+    block: ResidualAttentionBlock,
     tokens: Float[Tensor, "batch token width"],
     normed: Float[Tensor, "batch token width"] | None = None,
 ) -> tuple[Float[Tensor, "batch token width"], Float[Tensor, "batch token token"]]:
@@ -105,8 +108,8 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
-        clip: nn.Module,
-        tokenizer,
+        clip: open_clip.CLIP | open_clip.CustomTextCLIP,
+        tokenizer: Callable[[list[str]], Tensor],
         statistics: tuple[tuple[float, ...], tuple[float, ...]],
         vocabulary: frozenset[str] | None = None,
     ) -> None:
@@ -127,12 +130,12 @@ class Backbone(nn.Module):
         return super().train(False)
 
     @property
-    def visual(self) -> nn.Module:
+    def visual(self) -> VisionTransformer:
         return self.clip.visual
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        return self.visual.transformer.resblocks
+    def blocks(self) -> list[ResidualAttentionBlock]:
+        return list(self.visual.transformer.resblocks)
 
     @property
     def patch_size(self) -> int:
@@ -215,7 +218,7 @@ class Backbone(nn.Module):
         Raises:
             ValueError: If a prompt is longer than what the text encoder reads.
         """
-        if unknown := self.unknown_words(names):
+        if self.vocabulary and (unknown := self.unknown_words(names)):
             warnings.warn(
                 f"this backbone was never trained on {', '.join(map(repr, unknown))}: "
                 f"scores for such prompts mean nothing; it knows {sorted(self.vocabulary)}",

@@ -135,7 +135,8 @@ def pseudo_label(
     slots, real = (found.to(cam.device) for found in present_classes(image_labels))
     maps = cam.gather(1, slots[..., None, None].expand(-1, -1, *cam.shape[-2:]))
     maps = maps.float() * real[..., None, None]
-    maps = with_background(maps, tuple(images.shape[-2:]))
+    height, width = images.shape[-2:]
+    maps = with_background(maps, (height, width))
     if par_iterations:
         maps = par.refine(images, maps, iterations=par_iterations)
     ids = F.pad(torch.where(real, slots + 1, 0), (1, 0))

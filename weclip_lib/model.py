@@ -38,6 +38,9 @@ class WeCLIP(nn.Module):
         ValueError: If the method reads more maps, or the decoder more blocks, than there are.
     """
 
+    foreground: Float[Tensor, "fg embedding"]  # unit text embeddings
+    background: Float[Tensor, "bg embedding"]
+
     def __init__(
         self, backbone: Backbone, labels: LabelSet, method: Method, shape: DecoderShape
     ) -> None:
@@ -156,8 +159,8 @@ class WeCLIP(nn.Module):
         """
         logits = logits.contiguous()  # cross-entropy is slower with channels last
         large = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=False)
-        grid = tuple(logits.shape[-2:])
-        pairs = affinity_labels(label, grid, radius=self.method.affinity_radius)
+        grid_h, grid_w = logits.shape[-2:]
+        pairs = affinity_labels(label, (grid_h, grid_w), radius=self.method.affinity_radius)
         pixels, patches = (None, None) if totals is None else totals
         segmentation, _ = segmentation_loss(large, label, pixels)
         return segmentation, affinity_loss(decoder_affinity, pairs, patches)[0]
