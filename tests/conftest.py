@@ -16,9 +16,11 @@ from weclip_lib.labels import VOC
 from weclip_lib.model import WeCLIP
 from weclip_lib.storage.provenance import ROOT
 from weclip_lib.storage.tensors import from_official
+from weclip_lib.storage.weights import register_miniclip
 from weclip_lib.studies.study import Study
 from weclip_lib.tools import site
 
+register_miniclip()
 settings.register_profile("default", max_examples=3, derandomize=True)
 settings.register_profile("campaign", max_examples=60, phases=(Phase.generate,))
 settings.load_profile("default")

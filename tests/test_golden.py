@@ -68,14 +68,14 @@ class Case:
         self.golden = load_golden(name)
         self.images = picture(self.golden)
         self.labels = multi_hot(self.golden["keys"], len(VOC.classes))
-        self.features = model.backbone.encode_image(self.images)
+        self.seen = model.backbone.encode_image(self.images)
         self.grad = cam.grad_cam(
-            model.backbone, self.features, model.foreground, model.background, self.labels
+            model.backbone, self.seen, model.foreground, model.background, self.labels
         )
-        self.frozen = model.freeze(self.images, self.labels)
+        self.features = model.extract(self.images, self.labels)
         with torch.no_grad():
-            patches = self.features.tokens[:, :, 1:]
-            self.logits, self.affinity = model.decoder(patches, self.features.grid)
+            patches = self.seen.tokens[:, :, 1:]
+            self.logits, self.affinity = model.decoder(patches, self.seen.grid)
         self.keys = self.golden["keys"].long()
 
 
@@ -118,8 +118,8 @@ def test_normalise() -> None:
 def test_tokens_and_attention(case) -> None:
     golden = case.golden
     blocks = range(11) if len(golden["tokens"]) == 11 else (2, 10)
-    close(case.features.tokens[list(blocks), 0], golden["tokens"], 1e-3)
-    maps = torch.cat([case.features.attention, case.grad.attention[None]])[:, 0]
+    close(case.seen.tokens[list(blocks), 0], golden["tokens"], 1e-3)
+    maps = torch.cat([case.seen.attention, case.grad.attention[None]])[:, 0]
     shown = range(12) if len(golden["attn"]) == 12 else (3, 8, 11)
     close(maps[list(shown)], golden["attn"], 1e-4)
     close(maps[:, 1:, 1:].sum((1, 2)), golden["attn_cls_mass"], 1e-2)
@@ -137,16 +137,16 @@ def test_grad_cam(case) -> None:
 
 
 def test_box_mask(case) -> None:
-    ours = box_mask(case.frozen.cam, 0.4, keep_last=False)[0, case.keys]
+    ours = box_mask(case.features.cam, 0.4, keep_last=False)[0, case.keys]
     equal(ours, case.golden["box.mask"])
 
 
 def test_static_refinement_and_label(case, golden_model) -> None:
     golden = case.golden
-    attention = rfm.static_attention(case.frozen.attention)
+    attention = rfm.static_attention(case.features.attention)
     close(attention[0], golden["static.trans_in"], 1e-4)
     close(squared(transition_matrix(attention))[0], golden["static.trans"], 1e-4)
-    refined = golden_model.refine_cam(case.frozen)
+    refined = golden_model.refine_cam(case.features)
     close(refined[0, case.keys], golden["static.refined"], 2e-3)
     large = cam.enlarge_cam(refined[:, case.keys], (160, 160))
     close(large[0], golden["static.refined_up"], 2e-3)
@@ -160,12 +160,12 @@ def test_static_refinement_and_label(case, golden_model) -> None:
 def test_rfm_refinement_and_label(case, golden_model) -> None:
     golden = case.golden
     close(case.affinity[0], golden["attn_pred"], 1e-3)
-    last = case.frozen.attention[-6:]
+    last = case.features.attention[-6:]
     attention, selected = rfm.refine_attention(last, case.affinity, rule="signed")
     equal(selected[:, 0], golden["rfm.selected"])
     close(attention[0], golden["rfm.trans_in"], 1e-4)
     close(squared(transition_matrix(attention))[0], golden["rfm.trans"], 1e-4)
-    refined = golden_model.refine_cam(case.frozen, case.affinity)
+    refined = golden_model.refine_cam(case.features, case.affinity)
     close(refined[0, case.keys], golden["rfm.refined"], 2e-3)
     large = cam.enlarge_cam(refined[:, case.keys], (160, 160))
     close(large[0, :, ::4, ::4], golden["rfm.refined_up_s4"], 2e-3)
@@ -186,13 +186,15 @@ def test_given_affinity_tells_the_rules_apart(name, golden_model) -> None:
     case = Case(name, golden_model)
     random = golden_gen.u(golden_gen.SALT_PUBLIC, f"{name}/seg_attn", (1, 100, 100))
     affinity = torch.sigmoid(1.5 * torch.from_numpy(random.astype(np.float32)) - 2)
-    attention, selected = rfm.refine_attention(case.frozen.attention[-6:], affinity, rule="signed")
+    attention, selected = rfm.refine_attention(
+        case.features.attention[-6:], affinity, rule="signed"
+    )
     equal(selected[:, 0], case.golden["rfm_given.selected"])
     close(attention[0], case.golden["rfm_given.trans_in"], 1e-4)
     close(squared(transition_matrix(attention))[0], case.golden["rfm_given.trans"], 1e-4)
-    refined = golden_model.refine_cam(case.frozen, affinity)
+    refined = golden_model.refine_cam(case.features, affinity)
     close(refined[0, case.keys], case.golden["rfm_given.refined"], 2e-3)
-    absolute = rfm.select_attention(case.frozen.attention[-6:], affinity, rule="absolute")
+    absolute = rfm.select_attention(case.features.attention[-6:], affinity, rule="absolute")
     assert not torch.equal(absolute, selected)
 
 
@@ -209,21 +211,21 @@ def test_coco(golden_backbone, golden_model) -> None:
     images = picture(load_golden("img2"))
     keys = golden["img2.keys"].long()
     labels = multi_hot(keys, len(COCO.classes))
-    frozen = model.freeze(images, labels)
-    close(frozen.cam[0, keys], golden["img2.gray"], 1e-3)
-    boxes = box_mask(frozen.cam, method.box_threshold, keep_last=method.keep_box_ends)
+    features = model.extract(images, labels)
+    close(features.cam[0, keys], golden["img2.gray"], 1e-3)
+    boxes = box_mask(features.cam, method.box_threshold, keep_last=method.keep_box_ends)
     equal(boxes[0, keys], golden["img2.box_mask"])
-    static = rfm.static_attention(frozen.attention, last=method.static_layers)
+    static = rfm.static_attention(features.attention, last=method.static_layers)
     close(squared(transition_matrix(static))[0], golden["img2.static.trans"], 1e-4)
     # The COCO decoder's weights differ only in the classes; its affinity is that of VOC's.
     with torch.no_grad():
-        _, affinity = golden_model.decoder(frozen.tokens, (10, 10))
-    last = frozen.attention[-method.rfm_layers :]
+        _, affinity = golden_model.decoder(features.tokens, (10, 10))
+    last = features.attention[-method.rfm_layers :]
     chosen, selected = rfm.refine_attention(last, affinity, rule=method.rfm_rule)
     equal(selected[:, 0], golden["img2.rfm.selected"])
     close(squared(transition_matrix(chosen))[0], golden["img2.rfm.trans"], 1e-4)
     for branch, given in (("static", None), ("rfm", affinity)):
-        refined = model.refine_cam(frozen, given)
+        refined = model.refine_cam(features, given)
         close(refined[0, keys], golden[f"img2.{branch}.refined"], 2e-3)
         label = model.pseudo_label(refined, images, labels)
         same_labels(label[0], golden[f"img2.{branch}.label"])
@@ -249,7 +251,7 @@ def both(golden_model):
     pictures = [load_golden(name) for name in CASES]
     images = torch.cat([picture(p) for p in pictures])
     labels = torch.cat([multi_hot(p["keys"], len(VOC.classes)) for p in pictures])
-    return images, labels, golden_model.freeze(images, labels)
+    return images, labels, golden_model.extract(images, labels)
 
 
 def test_inside_the_decoder(both, golden_model) -> None:
@@ -273,12 +275,12 @@ def test_inside_the_decoder(both, golden_model) -> None:
 def test_losses_and_gradients(branch, both, golden_model) -> None:
     golden = load_golden("train")
     names = np.load(GOLDEN / "train.npz")[f"{branch}.grad_names"]
-    images, labels, frozen = both
+    images, labels, features = both
     golden_model.zero_grad()
-    logits, affinity = golden_model.decoder(frozen.tokens, (10, 10))
+    logits, affinity = golden_model.decoder(features.tokens, (10, 10))
     close(logits.detach(), golden["logits"], 1e-3)
     close(affinity.detach(), golden["attn_pred"], 1e-3)
-    refined = golden_model.refine_cam(frozen, affinity if branch == "rfm" else None)
+    refined = golden_model.refine_cam(features, affinity if branch == "rfm" else None)
     label = golden_model.pseudo_label(refined, images, labels)
     pairs = affinity_labels(label, (10, 10))
     same_labels(pairs, golden[f"{branch}.aff_label"])
@@ -377,12 +379,12 @@ def test_four_optimizer_steps(both, golden_backbone) -> None:
     state = {k: torch.tensor(v) for k, v in golden_gen.decoder_state().items()}
     model.decoder.load_state_dict(from_official(state))
     model.eval()
-    images, labels, frozen = both
-    label = model.pseudo_label(model.refine_cam(frozen), images, labels)
+    images, labels, features = both
+    label = model.pseudo_label(model.refine_cam(features), images, labels)
     budget = Budget(steps=10, warmup=2)
     optimizer = build_optimizer(model, budget)
     for step, expected in enumerate(golden["steps.losses"]):
-        logits, affinity = model.decoder(frozen.tokens, (10, 10))
+        logits, affinity = model.decoder(features.tokens, (10, 10))
         segmentation, pairwise = model.losses(logits, affinity, label)
         total = segmentation + OFFICIAL.affinity_weight * pairwise
         found = torch.stack([total, segmentation, pairwise]).detach().double()
@@ -415,10 +417,10 @@ def test_multi_scale_inference(golden_model) -> None:
     # Official validation also makes a pseudo label, by the RFM, at the size of the mask.
     keys = img2["keys"].long()
     labels = multi_hot(keys, len(VOC.classes))
-    frozen = golden_model.freeze(image, labels)
+    features = golden_model.extract(image, labels)
     with torch.no_grad():
-        _, affinity = golden_model.decoder(frozen.tokens, (12, 12))
+        _, affinity = golden_model.decoder(features.tokens, (12, 12))
     large = F.interpolate(image, tuple(truth.shape), mode="bilinear", align_corners=True)
-    label = golden_model.pseudo_label(golden_model.refine_cam(frozen, affinity), large, labels)[0]
+    label = golden_model.pseudo_label(golden_model.refine_cam(features, affinity), large, labels)[0]
     same_labels(label, golden["img2.cam"])
     close(summary(label, truth), golden["img2.cam_miou"], 2e-3)

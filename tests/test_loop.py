@@ -30,7 +30,7 @@ from weclip_lib.storage.provenance import ROOT
 from weclip_lib.training import checkpoints as state
 from weclip_lib.training import train
 from weclip_lib.training.distributed import joined
-from weclip_lib.training.loop import Long, train_decoder
+from weclip_lib.training.loop import RunOptions, train_decoder
 from weclip_lib.training.sources import AugmentedSource, augment
 from weclip_lib.world.minivoc import write_voc
 
@@ -55,9 +55,11 @@ def build(backbone, shape=SMOKE.decoder, **changes) -> WeCLIP:
     return WeCLIP(backbone, SMOKE.labels, method, shape)
 
 
-def train_here(backbone, world, long=None, shape=SMOKE.decoder, budget=BUDGET):
+def train_here(backbone, world, options=None, shape=SMOKE.decoder, budget=BUDGET):
     source = AugmentedSource(LabelledImages(world, "train", SMOKE.labels), budget.crop)
-    return train_decoder(build(backbone, shape), source, budget, seed=3, long=long or Long())
+    return train_decoder(
+        build(backbone, shape), source, budget, seed=3, options=options or RunOptions()
+    )
 
 
 def weights(trained) -> list[torch.Tensor]:
@@ -141,10 +143,10 @@ def assert_alike(trained, history: list, found: list[torch.Tensor]) -> None:
 
 def test_accumulated_parts_equal_the_whole_batch(backbone, world) -> None:
     whole = train_here(backbone, world, shape=PLAIN, budget=SHORT)
-    parts = train_here(backbone, world, Long(accumulate=2), PLAIN, SHORT)
+    parts = train_here(backbone, world, RunOptions(accumulate=2), PLAIN, SHORT)
     assert_alike(whole, parts.history, gradients(parts))
     with pytest.raises(ValueError, match="cannot be cut in 3 equal parts"):
-        train_here(backbone, world, Long(accumulate=3))
+        train_here(backbone, world, RunOptions(accumulate=3))
 
 
 def _share(rank: int, port: int, world, path) -> None:
@@ -153,8 +155,8 @@ def _share(rank: int, port: int, world, path) -> None:
     torch.set_num_threads(1)
     backbone = load_backbone("MiniCLIP", "miniclip")
     with joined("cpu") as group:
-        long = Long(group=group, folder=path.parent / "run", checkpoint_every=4)
-        trained = train_here(backbone, world, long, PLAIN, SHORT)
+        options = RunOptions(group=group, folder=path.parent / "run", checkpoint_every=4)
+        trained = train_here(backbone, world, options, PLAIN, SHORT)
         if group.is_first:
             torch.save((gradients(trained), trained.history), path)
 
@@ -174,17 +176,17 @@ def test_resumed_is_bit_for_bit(backbone, world, tmp_path) -> None:
     """Stopped between two points of the curve, with dropout, before and after the RFM starts."""
     plain = train_here(backbone, world)
     for stop in (1, 3):
-        long = Long(folder=tmp_path / str(stop), checkpoint_every=stop)
-        train_here(backbone, world, long)
-        for later in state.checkpoints(long.folder)[1:]:  # as if killed after the first
+        options = RunOptions(folder=tmp_path / str(stop), checkpoint_every=stop)
+        train_here(backbone, world, options)
+        for later in state.checkpoints(options.folder)[1:]:  # as if killed after the first
             for file in later.iterdir():
                 file.unlink()
             later.rmdir()
-        resumed = train_here(backbone, world, long)
+        resumed = train_here(backbone, world, options)
         assert resumed.history == plain.history
         for one, other in zip(weights(plain), weights(resumed), strict=True):
             assert torch.equal(one, other)
-        assert len(state.checkpoints(long.folder)) <= state.KEPT
+        assert len(state.checkpoints(options.folder)) <= state.KEPT
 
 
 COUNTS = dict(zip(("train", "val", "test"), SMOKE.drawn, strict=True))
@@ -210,28 +212,28 @@ def test_killed_anywhere(world, tmp_path) -> None:
 
 
 def test_checkpoints_of_another_run_say_what_differs(backbone, world, tmp_path) -> None:
-    long = Long(folder=tmp_path, checkpoint_every=2)
-    train_here(backbone, world, long)
+    options = RunOptions(folder=tmp_path, checkpoint_every=2)
+    train_here(backbone, world, options)
     with pytest.raises(ValueError, match=r"budget\.steps was 4 and is 5: choose another --out"):
-        train_here(backbone, world, long, budget=replace(BUDGET, steps=5))
+        train_here(backbone, world, options, budget=replace(BUDGET, steps=5))
     words = replace(SMOKE.labels, prompts={"cat": "bird fish"})
     other = WeCLIP(backbone, words, build(backbone).method, SMOKE.decoder)
     source = AugmentedSource(LabelledImages(world, "train", SMOKE.labels), BUDGET.crop)
     with pytest.raises(
         ValueError, match=r"class prompts \(classes\.csv\): 'bird fish' added and 'cat' rem"
     ):
-        train_decoder(other, source, BUDGET, seed=3, long=long)
+        train_decoder(other, source, BUDGET, seed=3, options=options)
 
 
 def test_damaged_checkpoints_are_passed_over(backbone, world, tmp_path, capsys) -> None:
     """The one before is taken, and the end is that of a run without damage; none left: an error."""
     plain = train_here(backbone, world)
-    long = Long(folder=tmp_path, checkpoint_every=1)
-    train_here(backbone, world, long)
+    options = RunOptions(folder=tmp_path, checkpoint_every=1)
+    train_here(backbone, world, options)
     kept = state.checkpoints(tmp_path)
     for path, length in ((kept[-1] / "state.safetensors", 1000), (kept[-2] / "state.json", 20)):
         path.write_bytes(path.read_bytes()[:length])
-    resumed = train_here(backbone, world, long)
+    resumed = train_here(backbone, world, options)
     said = capsys.readouterr().err
     assert all(f"{path.name}" in said for path in kept[-2:]) and kept[-3].name not in said
     for one, other in zip(weights(plain), weights(resumed), strict=True):
@@ -239,26 +241,26 @@ def test_damaged_checkpoints_are_passed_over(backbone, world, tmp_path, capsys) 
     for path in state.checkpoints(tmp_path):
         (path / "decoder.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=f"{tmp_path}"):
-        train_here(backbone, world, long)
+        train_here(backbone, world, options)
 
 
 def test_copied_pictures_are_the_same_and_changed_ones_are_not(backbone, world, tmp_path) -> None:
-    data, long = tmp_path / "data", Long(folder=tmp_path / "run", checkpoint_every=2)
+    data, options = tmp_path / "data", RunOptions(folder=tmp_path / "run", checkpoint_every=2)
     shutil.copytree(world, data)
-    plain = train_here(backbone, data, long)
+    plain = train_here(backbone, data, options)
     shutil.rmtree(data)
     shutil.copytree(world, data, copy_function=shutil.copyfile)  # other times
-    again = train_here(backbone, data, long)
+    again = train_here(backbone, data, options)
     assert again.history == plain.history
     path = data / "JPEGImages" / "train_00000.jpg"
     shutil.copyfile(data / "JPEGImages" / "train_00001.jpg", path)
     with pytest.raises(ValueError, match="is of another run: pictures"):
-        train_here(backbone, data, long)
+        train_here(backbone, data, options)
     shutil.copyfile(world / "JPEGImages" / "train_00000.jpg", path)
     table = data / "labels.csv"
     table.write_text(re.sub("train_00000,.*", "train_00000,", table.read_text()))
     with pytest.raises(ValueError, match=r"names and tags \(train\.txt and labels\.csv\)"):
-        train_here(backbone, data, long)
+        train_here(backbone, data, options)
 
 
 def test_corrected_masks_are_another_source(world, tmp_path) -> None:
@@ -298,20 +300,20 @@ def test_full_disk_keeps_the_checkpoint_before(backbone, world, tmp_path, monkey
 
     real = state.save_file
     monkeypatch.setattr(state, "save_file", full)
-    long = Long(folder=tmp_path, checkpoint_every=1)
+    options = RunOptions(folder=tmp_path, checkpoint_every=1)
     with pytest.raises(OSError, match="No space left"):
-        train_here(backbone, world, long)
+        train_here(backbone, world, options)
     assert [path.name for path in state.checkpoints(tmp_path)] == ["checkpoint-0000001"]
-    resumed = train_here(backbone, world, long)
+    resumed = train_here(backbone, world, options)
     for one, other in zip(weights(train_here(backbone, world)), weights(resumed), strict=True):
         assert torch.equal(one, other)
 
 
 def test_a_loss_that_is_not_finite_names_the_pictures(backbone, world, tmp_path) -> None:
     budget = replace(BUDGET, learning_rate=1e30)
-    long = Long(folder=tmp_path, checkpoint_every=100)
+    options = RunOptions(folder=tmp_path, checkpoint_every=100)
     with pytest.raises(FloatingPointError, match=r"at step 2, with train_0000.*: lower the learn"):
-        train_here(backbone, world, long, budget=budget)
+        train_here(backbone, world, options, budget=budget)
     about = json.loads((tmp_path / "failed_batch.json").read_text())
     assert about["iteration"] == 2 and len(about["pictures"]) == 4
 
@@ -319,7 +321,7 @@ def test_a_loss_that_is_not_finite_names_the_pictures(backbone, world, tmp_path)
 def test_not_finite_between_two_looks_is_never_kept(backbone, world, tmp_path) -> None:
     budget = replace(BUDGET, learning_rate=1e30, steps=9)
     with pytest.raises(FloatingPointError, match="at step 2, with train_0000"):
-        train_here(backbone, world, Long(folder=tmp_path, checkpoint_every=3), budget=budget)
+        train_here(backbone, world, RunOptions(folder=tmp_path, checkpoint_every=3), budget=budget)
     assert state.checkpoints(tmp_path) == []
 
 
@@ -347,7 +349,7 @@ def test_broken_pictures_are_listed_and_left_out(tmp_path, capsys) -> None:
 def test_validation_changes_nothing(backbone, world) -> None:
     images = MaskedImages(world, "val", SMOKE.labels)
     score = train.validation(SMOKE, build(backbone), images)
-    watched = train_here(backbone, world, Long(validate=score, validate_every=1))
+    watched = train_here(backbone, world, RunOptions(validate=score, validate_every=1))
     assert [p["iteration"] for p in watched.history if "miou" in p] == [1, 2, 3, 4]
     for one, other in zip(weights(train_here(backbone, world)), weights(watched), strict=True):
         assert torch.equal(one, other)

@@ -15,11 +15,12 @@ from weclip_lib.evaluation.scores import label_map, predict
 from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.model import WeCLIP
 from weclip_lib.storage.tensors import load_weights, save_weights
-from weclip_lib.training import features as cache
-from weclip_lib.training.features import FrozenDataset, static_labels
-from weclip_lib.training.loop import build_optimizer, rfm_label, train_decoder
-from weclip_lib.training.sources import FrozenSource
+from weclip_lib.training import features as caches
+from weclip_lib.training.features import FeatureCache, static_labels
+from weclip_lib.training.loop import build_optimizer, train_decoder
+from weclip_lib.training.sources import CachedSource
 from weclip_lib.training.train import trained_decoder
+from weclip_lib.training.watch import rfm_labels
 from weclip_lib.world.minivoc import write_voc
 
 SMOKE = PROFILES["smoke"]
@@ -45,13 +46,13 @@ def build(backbone, **changes) -> WeCLIP:
 
 
 @pytest.fixture(scope="module")
-def features(backbone, world, tmp_path_factory):
-    return FrozenDataset(build(backbone), world, tmp_path_factory.mktemp("cache"))
+def cache(backbone, world, tmp_path_factory):
+    return FeatureCache(build(backbone), world, tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
-def static(backbone, features, tmp_path_factory):
-    return static_labels(build(backbone), features, tmp_path_factory.mktemp("labels"))
+def static(backbone, cache, tmp_path_factory):
+    return static_labels(build(backbone), cache, tmp_path_factory.mktemp("labels"))
 
 
 def test_batched_grad_cam_equals_one_picture_and_class_at_a_time(backbone, world) -> None:
@@ -59,9 +60,9 @@ def test_batched_grad_cam_equals_one_picture_and_class_at_a_time(backbone, world
     rows = list(range(6))
     images = normalise([world.image(row) for row in rows], backbone.statistics)
     labels = world.image_labels[rows]
-    together = model.freeze(images, labels)
+    together = model.extract(images, labels)
     for row in rows:
-        alone = model.freeze(images[row : row + 1], labels[row : row + 1])
+        alone = model.extract(images[row : row + 1], labels[row : row + 1])
         torch.testing.assert_close(together.cam[row], alone.cam[0], atol=2e-4, rtol=0)
     assert together.cam.amax() <= 1 and together.cam.amin() >= 0
     assert together.cam[labels == 0].eq(0).all()
@@ -70,11 +71,11 @@ def test_batched_grad_cam_equals_one_picture_and_class_at_a_time(backbone, world
 def test_a_picture_without_foreground_is_all_background(backbone) -> None:
     model = build(backbone)
     images, labels = torch.randn(2, 3, 40, 56), torch.zeros(2, 12)
-    frozen = model.freeze(images, labels)
-    assert frozen.cam.eq(0).all()
-    assert model.pseudo_label(model.refine_cam(frozen), images, labels).eq(0).all()
-    logits, affinity = model.decoder(frozen.tokens, (5, 7))
-    label = model.pseudo_label(model.refine_cam(frozen, affinity), images, labels)
+    features = model.extract(images, labels)
+    assert features.cam.eq(0).all()
+    assert model.pseudo_label(model.refine_cam(features), images, labels).eq(0).all()
+    logits, affinity = model.decoder(features.tokens, (5, 7))
+    label = model.pseudo_label(model.refine_cam(features, affinity), images, labels)
     assert all(loss.isfinite() for loss in model.losses(logits, affinity, label))
 
 
@@ -85,17 +86,17 @@ def test_padding_is_ignored_or_trained_on(backbone, world) -> None:
     padded[..., 150:] = True
     for ignore in (True, False):
         model = build(backbone, ignore_padding=ignore)
-        refined = model.refine_cam(model.freeze(images, labels))
+        refined = model.refine_cam(model.extract(images, labels))
         label = model.pseudo_label(refined, images, labels, padded=padded)
         assert bool((label[padded] == IGNORE_INDEX).all()) == ignore
         assert (label[~padded] != IGNORE_INDEX).all()
 
 
-def test_one_step_changes_the_decoder_only(backbone, features, static) -> None:
+def test_one_step_changes_the_decoder_only(backbone, cache, static) -> None:
     model = build(backbone)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    frozen = features.frozen([0, 1])
-    logits, affinity = model.decoder(frozen.tokens, (20, 20))
+    features = cache.features_of([0, 1])
+    logits, affinity = model.decoder(features.tokens, (20, 20))
     loss = sum(model.losses(logits, affinity, static.label[[0, 1]].long()))
     loss.backward()
     build_optimizer(model, SMOKE.budget).step()
@@ -106,43 +107,43 @@ def test_one_step_changes_the_decoder_only(backbone, features, static) -> None:
     assert all(p.grad is None for p in backbone.parameters())
 
 
-def test_cache_holds_what_the_model_computes(backbone, world, features, static) -> None:
+def test_cache_holds_what_the_model_computes(backbone, world, cache, static) -> None:
     model = build(backbone)
     rows = [1, 3]
     images = normalise([world.image(row)[:, ::-1] for row in rows], backbone.statistics)
-    frozen = model.freeze(images, world.image_labels[rows])
+    features = model.extract(images, world.image_labels[rows])
     mirrored = [len(world) + row for row in rows]
-    kept = features.frozen(mirrored)
-    torch.testing.assert_close(features.pixels(mirrored), images)
-    torch.testing.assert_close(kept.cam, frozen.cam, atol=1e-3, rtol=0)
-    torch.testing.assert_close(kept.tokens, frozen.tokens, atol=2e-2, rtol=2e-3)
-    torch.testing.assert_close(kept.attention, frozen.attention, atol=1e-3, rtol=1e-3)
-    label = model.pseudo_label(model.refine_cam(frozen), images, world.image_labels[rows])
+    kept = cache.features_of(mirrored)
+    torch.testing.assert_close(cache.pixels_of(mirrored), images)
+    torch.testing.assert_close(kept.cam, features.cam, atol=1e-3, rtol=0)
+    torch.testing.assert_close(kept.tokens, features.tokens, atol=2e-2, rtol=2e-3)
+    torch.testing.assert_close(kept.attention, features.attention, atol=1e-3, rtol=1e-3)
+    label = model.pseudo_label(model.refine_cam(features), images, world.image_labels[rows])
     assert (label != static.label[mirrored]).float().mean() < 0.002
 
 
-def test_cache_misses_when_a_setting_changes(backbone, world, features, tmp_path) -> None:
+def test_cache_misses_when_a_setting_changes(backbone, world, cache, tmp_path) -> None:
     other = build(backbone, template="a photo of {}.")
-    assert FrozenDataset(other, world, tmp_path).key != features.key
+    assert FeatureCache(other, world, tmp_path).key != cache.key
     other = build(backbone, rfm_layers=6)
-    assert FrozenDataset(other, world, tmp_path).key != features.key
+    assert FeatureCache(other, world, tmp_path).key != cache.key
     for count, changes in ((1, {}), (1, {"rfm_start": 0.1}), (2, {"keep_box_ends": False})):
-        static_labels(build(backbone, **changes), features, tmp_path / "labels")
+        static_labels(build(backbone, **changes), cache, tmp_path / "labels")
         assert len(list((tmp_path / "labels").glob("labels-*"))) == count
 
 
 def test_cache_is_bounded(backbone, world, tmp_path, monkeypatch) -> None:
-    first = FrozenDataset(build(backbone), world, tmp_path)
-    second = FrozenDataset(build(backbone, template="{}"), world, tmp_path)
+    first = FeatureCache(build(backbone), world, tmp_path)
+    second = FeatureCache(build(backbone, template="{}"), world, tmp_path)
     size = sum(file.stat().st_size for file in (tmp_path / f"features-{first.key}").iterdir())
     os.utime(tmp_path / f"features-{first.key}", (1, 1))
-    monkeypatch.setattr(cache, "LIMIT", int(1.5 * size))
-    third = FrozenDataset(build(backbone, template="a {}"), world, tmp_path)
+    monkeypatch.setattr(caches, "LIMIT", int(1.5 * size))
+    third = FeatureCache(build(backbone, template="a {}"), world, tmp_path)
     left = {path.name for path in tmp_path.glob("features-*")}
     assert left == {f"features-{features.key}" for features in (second, third)}
 
 
-def test_rfm_starts_at_its_step(backbone, features, static, monkeypatch) -> None:
+def test_rfm_starts_at_its_step(backbone, cache, static, monkeypatch) -> None:
     """Of 8 steps with rfm_start 0.25 the first two use the static labels."""
     calls = []
     original = cam.pseudo_label
@@ -151,16 +152,16 @@ def test_rfm_starts_at_its_step(backbone, features, static, monkeypatch) -> None
     for start, expected in ((0.25, 6), (1.0, 0), (0.0, 8)):
         calls.clear()
         train_decoder(
-            build(backbone, rfm_start=start), FrozenSource(features, static.label), budget, seed=0
+            build(backbone, rfm_start=start), CachedSource(cache, static.label), budget, seed=0
         )
         assert len(calls) == expected
 
 
-def test_training_repeats_bit_for_bit_and_is_kept(backbone, features, static, tmp_path) -> None:
+def test_training_repeats_bit_for_bit_and_is_kept(backbone, cache, static, tmp_path) -> None:
     def run(folder):
         return trained_decoder(
             lambda: build(backbone),
-            FrozenSource(features, static.label),
+            CachedSource(cache, static.label),
             SMOKE.budget,
             seed=3,
             folder=tmp_path / folder,
@@ -174,40 +175,40 @@ def test_training_repeats_bit_for_bit_and_is_kept(backbone, features, static, tm
         assert torch.equal(one, two) and torch.equal(one, three)
 
 
-def test_watching_changes_nothing(backbone, features, static) -> None:
+def test_watching_changes_nothing(backbone, cache, static) -> None:
     budget, rows = replace(SMOKE.budget, steps=3), [1, 5, 7]
     torch.manual_seed(0)
     plain, watched = build(backbone), build(backbone)
     watched.decoder.load_state_dict(plain.decoder.state_dict())
-    train_decoder(plain, FrozenSource(features, static.label), budget, seed=0)
+    train_decoder(plain, CachedSource(cache, static.label), budget, seed=0)
     run = train_decoder(
         watched,
-        FrozenSource(features, static.label),
+        CachedSource(cache, static.label),
         budget,
         seed=0,
-        watch=lambda now, _: rfm_label(now, features, rows),
+        watcher=lambda now, _: rfm_labels(now, cache, rows),
     )
     weights = [model.decoder.state_dict().values() for model in (plain, watched)]
     assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
     assert run.watched_at == [1, 2, 3]
-    assert torch.equal(run.watched[-1], rfm_label(watched, features, rows))
+    assert torch.equal(run.watched[-1], rfm_labels(watched, cache, rows))
 
 
-def test_training_on_some_rows(backbone, features, static) -> None:
+def test_training_on_some_rows(backbone, cache, static) -> None:
     """Labels of other rows are never read: ids of no class there would raise."""
     rows = [0, 3, 4, 9]
     labels = torch.full_like(static.label, 200)
     labels[rows] = static.label[rows]
     model = build(backbone, rfm_start=1.0)
-    train_decoder(model, FrozenSource(features, labels, rows), SMOKE.budget, seed=0)
+    train_decoder(model, CachedSource(cache, labels, rows), SMOKE.budget, seed=0)
     with pytest.raises(ValueError, match=r"3 pictures.* do not fill a batch of 4"):
-        train_decoder(model, FrozenSource(features, labels, rows[:3]), SMOKE.budget, seed=0)
+        train_decoder(model, CachedSource(cache, labels, rows[:3]), SMOKE.budget, seed=0)
 
 
-def test_infinite_loss_stops(backbone, features, static) -> None:
+def test_infinite_loss_stops(backbone, cache, static) -> None:
     budget = replace(SMOKE.budget, learning_rate=1e30, steps=6)
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        train_decoder(build(backbone), FrozenSource(features, static.label), budget, seed=0)
+        train_decoder(build(backbone), CachedSource(cache, static.label), budget, seed=0)
 
 
 def test_prediction_looks_at_mirror_images_only_if_told(backbone) -> None:

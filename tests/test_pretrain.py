@@ -49,20 +49,20 @@ def clip():
     return open_clip.create_model("MiniCLIP", load_weights=False)
 
 
-def judge(clip, stride):
+def evaluate(clip, stride):
     return {"class_token_mAP": 0.0}
 
 
 def test_interrupted_training_ends_the_same(clip, tmp_path) -> None:
     other = deepcopy(clip)
-    one = train(clip, TINY, WORLD, tmp_path / "whole", judge).state_dict()
+    one = train(clip, TINY, WORLD, tmp_path / "whole", evaluate).state_dict()
 
     def interrupt(clip, stride):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(other, TINY, WORLD, tmp_path / "parted", interrupt)
-    again = train(other, TINY, WORLD, tmp_path / "parted", judge).state_dict()
+    again = train(other, TINY, WORLD, tmp_path / "parted", evaluate).state_dict()
     assert all(torch.equal(one[name], again[name]) for name in one)
     log = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [2, 4]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from weclip_lib.storage.tensors import save_weights
-from weclip_lib.training.checkpoints import checkpoints, load_state, newest, save_state
+from weclip_lib.training.checkpoints import checkpoints, load_checkpoint, newest, save_checkpoint
 from weclip_lib.training.distributed import Group, joined
 
 SETTINGS = {
@@ -34,19 +34,19 @@ def run(folder, steps: int = 3, **settings) -> nn.Module:
     for done in range(1, steps + 1):
         step(decoder, optimizer)
         about = {"settings": {**SETTINGS, **settings}, "history": [done], "losses": []}
-        save_state(folder, done, decoder, optimizer, about, Group())
+        save_checkpoint(folder, done, decoder, optimizer, about, Group())
     return decoder
 
 
 def resumed(folder, steps: int = 3) -> nn.Module:
     """Goes on from the newest whole checkpoint."""
     decoder, optimizer = build()
-    about = load_state(newest(folder, Group()), decoder, optimizer, SETTINGS, Group())
+    about = load_checkpoint(newest(folder, Group()), decoder, optimizer, SETTINGS, Group())
     assert about["history"] == [about["step"]]
     for done in range(about["step"] + 1, steps + 1):
         step(decoder, optimizer)
         about = {"settings": SETTINGS, "history": [done], "losses": []}
-        save_state(folder, done, decoder, optimizer, about, Group())
+        save_checkpoint(folder, done, decoder, optimizer, about, Group())
     return decoder
 
 

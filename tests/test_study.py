@@ -9,7 +9,7 @@ import torch
 from weclip_lib.config import PROFILES
 from weclip_lib.data.datasets import data_folder
 from weclip_lib.studies.study import Study, Variant
-from weclip_lib.training.sources import FrozenSource
+from weclip_lib.training.sources import CachedSource
 
 SMOKE = PROFILES["smoke"]
 BUDGET = replace(SMOKE.budget, steps=2)
@@ -22,10 +22,10 @@ def study(tmp_path_factory) -> Study:
 
 
 def test_variants_share_features(study) -> None:
-    base = study.features(Variant("base"))
-    assert study.features(Variant("rule", method={"rfm_layers": 2})) is base
-    assert study.features(Variant("shape", shape={"layers": 0})) is base
-    assert study.features(Variant("words", backgrounds=1)) is not base
+    base = study.cache(Variant("base"))
+    assert study.cache(Variant("rule", method={"rfm_layers": 2})) is base
+    assert study.cache(Variant("shape", shape={"layers": 0})) is base
+    assert study.cache(Variant("words", backgrounds=1)) is not base
     assert len(study.model(Variant("words", backgrounds=1)).background) == 1
 
 
@@ -33,13 +33,13 @@ def test_trained_scored_and_found_again(study) -> None:
     variant = Variant("two blocks", shape={"blocks": 2, "layers": 0})
     watch = [0, 3]
     trained = {
-        (variant.name, seed): study.train_decoder(variant, BUDGET, seed, watch=watch)
+        (variant.name, seed): study.train_decoder(variant, BUDGET, seed, watched_rows=watch)
         for seed in (0, 1)
     }
     first = trained[variant.name, 0]
     assert first.history[-1]["iteration"] == 2
     assert len(first.model.decoder.projections) == 2 and len(first.model.decoder.blocks) == 0
-    again = study.train_decoder(variant, BUDGET, 0, watch=watch)
+    again = study.train_decoder(variant, BUDGET, 0, watched_rows=watch)
     assert again.cpu_seconds == first.cpu_seconds and torch.equal(again.watched, first.watched)
     assert again.watched_at == first.watched_at
     unwatched = study.train_decoder(variant, BUDGET, 0)
@@ -64,7 +64,7 @@ def test_few_pictures_teach_and_judge(study, tmp_path) -> None:
 
 
 def test_watched_labels_are_held_against_their_own_masks(study) -> None:
-    run = study.train_decoder(Variant("watched"), BUDGET, 0, watch=[2, 5])
+    run = study.train_decoder(Variant("watched"), BUDGET, 0, watched_rows=[2, 5])
     truth = study.true_labels[[2, 5]]
     perfect = replace(run, watched=truth[None].expand(len(run.watched_at), -1, -1, -1))
     rows = study.watched_scores({("perfect", 0): perfect}, [2, 5])
@@ -88,40 +88,44 @@ def test_a_part_that_is_no_picture_is_refused(study) -> None:
     """It would be an empty choice, and that was once taken for all."""
     with pytest.raises(ValueError, match=r"masks is 0.002, none of 16 pictures: 0.0625 is one"):
         study.train_decoder(Variant("m", masks=0.002), BUDGET, 0)
-    assert len(FrozenSource(study.features(Variant("x")), study.true_labels, [])) == 0
+    assert len(CachedSource(study.cache(Variant("x")), study.true_labels, [])) == 0
 
 
 def test_more_maps_than_the_profile_reads_are_really_read(study) -> None:
     every = Variant("all maps", method={"rfm_layers": 12})
-    assert len(study.features(Variant("x")).frozen([0]).attention) == 10
-    assert len(study.features(every).frozen([0]).attention) == 12
+    assert len(study.cache(Variant("x")).features_of([0]).attention) == 10
+    assert len(study.cache(every).features_of([0]).attention) == 12
     with pytest.raises(ValueError, match="rfm_layers is 13: give a whole number from 1 to 12"):
         study.model(Variant("x", method={"rfm_layers": 13}))
     with pytest.raises(ValueError, match="10 attention maps were kept, the method reads 12"):
-        study.model(every).refine_cam(study.features(Variant("x")).frozen([0]))
+        study.model(every).refine_cam(study.cache(Variant("x")).features_of([0]))
 
 
 def test_another_template_has_features_of_its_own(study) -> None:
     other = Variant("photo", method={"template": "a photo of a {}."})
-    assert study.features(other).key != study.features(Variant("x")).key
+    assert study.cache(other).key != study.cache(Variant("x")).key
 
 
 def test_pictures_that_are_augmented(study, tmp_path) -> None:
     """As in profile voc: other sizes, trained on crops, looked at as squares."""
     budget = replace(BUDGET, crop=80)
-    setting = replace(SMOKE, augment=True, seen=5, budget=budget, long_side=120, judged=("val",))
+    setting = replace(
+        SMOKE, augment=True, inspected=5, budget=budget, long_side=120, scored_splits=("val",)
+    )
     other = Study(setting, study.folder, tmp_path, pictures=12)
-    assert (len(other.train), len(other.seen), len(other.looked_at())) == (12, 5, 5)
-    features, static = other.features(Variant("x")), other.static(Variant("x"))
-    assert features.images.shape == (10, 80, 80, 3) and static.label.shape == (10, 80, 80)
+    assert (len(other.train), len(other.inspected), len(other.inspected_masked())) == (12, 5, 5)
+    cache, static = other.cache(Variant("x")), other.static(Variant("x"))
+    assert cache.images.shape == (10, 80, 80, 3) and static.label.shape == (10, 80, 80)
     assert other.true_labels.shape == (10, 80, 80)
     weak, masked = Variant("tags"), Variant("masks", masks=0.5)
-    trained = {(v.name, 0): other.train_decoder(v, budget, 0, watch=[1]) for v in (weak, masked)}
+    trained = {
+        (v.name, 0): other.train_decoder(v, budget, 0, watched_rows=[1]) for v in (weak, masked)
+    }
     assert trained["tags", 0].watched.shape == (2, 1, 80, 80)
-    again = other.train_decoder(weak, budget, 0, watch=[1])
+    again = other.train_decoder(weak, budget, 0, watched_rows=[1])
     assert again.cpu_seconds == trained["tags", 0].cpu_seconds
     assert len(other.source(masked, 0)) == 6
-    rows = other.score(trained, setting.judged)
+    rows = other.score(trained, setting.scored_splits)
     assert [row["n_images"] for row in rows] == [6, 6]
     assert {row["iteration"] for row in other.watched_scores(trained, [1])} == {1, 2}
 

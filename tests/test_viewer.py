@@ -18,18 +18,18 @@ def folder(smoke_study) -> Path:
 
 @pytest.fixture(scope="module")
 def viewer(smoke_study, folder) -> TrainingViewer:
-    return TrainingViewer(folder, smoke_study.looked_at())
+    return TrainingViewer(folder, smoke_study.inspected_masked())
 
 
 def test_the_worst_picture_comes_first(viewer) -> None:
     assert viewer.message.value == ""
-    judged = viewer.judged()
-    assert [row.name for row in judged] == viewer.worst and len(judged) == 6
-    assert judged[0].miou == min(row.miou for row in judged)
-    assert viewer.panels["picture"].text.startswith(judged[0].name)
+    ranked = viewer.ranked()
+    assert [row.name for row in ranked] == viewer.worst and len(ranked) == 6
+    assert ranked[0].miou == min(row.miou for row in ranked)
+    assert viewer.panels["picture"].text.startswith(ranked[0].name)
     for kind in KINDS:
         viewer.order.value = kind
-        shares = {row.name: row.share[kind] for row in viewer.judged()}
+        shares = {row.name: row.share[kind] for row in viewer.ranked()}
         assert shares[viewer.worst[0]] == max(shares.values())
     viewer.order.value = ""
 
@@ -62,4 +62,4 @@ def test_static_twins(viewer) -> None:
 
 def test_a_data_set_without_the_pictures_is_refused(folder, smoke_study) -> None:
     with pytest.raises(ValueError, match=r"split val has no picture .*: give its split, train"):
-        TrainingViewer(folder, smoke_study.looked_at("val"))
+        TrainingViewer(folder, smoke_study.inspected_masked("val"))

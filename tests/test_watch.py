@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from weclip_lib.__main__ import main as weclip
 from weclip_lib.storage.tensors import save_tensors
 from weclip_lib.studies.study import Study, Variant
-from weclip_lib.training.loop import rfm_label
-from weclip_lib.training.train import main as train
-from weclip_lib.training.watch import read_run
+from weclip_lib.training.watch import read_run, rfm_labels
 
 RFM = Variant("decoder, RFM")
 
@@ -26,8 +25,8 @@ def test_a_watched_run_keeps_what_the_model_said(smoke_study) -> None:
     last = run.decoders(study.backbone)["step 4"]
     for name, value in trained.model.decoder.state_dict().items():
         assert torch.equal(last.state_dict()[name], value), name
-    features = study.features(RFM)
-    expected = rfm_label(trained.model, features, range(5))
+    cache = study.cache(RFM)
+    expected = rfm_labels(trained.model, cache, range(5))
     assert (run.pseudo_labels[-1] == expected).float().mean() > 0.999
     assert study.watched_run(RFM, budget, 3, count=5) == folder
 
@@ -35,14 +34,14 @@ def test_a_watched_run_keeps_what_the_model_said(smoke_study) -> None:
 def test_no_more_pictures_are_watched_than_looked_at(smoke_study, tmp_path) -> None:
     few = Study(smoke_study.setting, smoke_study.folder, tmp_path, pictures=4)
     run = read_run(few.watched_run(RFM, few.setting.budget, 0, count=9))
-    assert run.names == few.looked_at().names and len(run.names) == 4
+    assert run.names == few.inspected_masked().names and len(run.names) == 4
 
 
 def test_the_command_line_watches_too(smoke_study, tmp_path) -> None:
     given = (
         f"--profile smoke --data-dir {smoke_study.folder} --out {tmp_path} --workers 0 --watch 3"
     )
-    train([*given.split(), "--validate-every", "2", "--validate-pictures", "2"])
+    weclip(["train", *given.split(), "--validate-every", "2", "--validate-pictures", "2"])
     run = read_run(tmp_path)
     assert run.steps == [1, 2, 3, 4] and len(run.names) == 3
     assert "miou" in set(run.curve["metric"])

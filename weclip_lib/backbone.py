@@ -1,7 +1,7 @@
 """Frozen CLIP: images to patch tokens and attention per block, prompts to text embeddings.
 
-Any open_clip vision transformer with a class token. Blocks count from 0; the last one is left
-to `cam.py`, as in the official code, where it runs only inside Grad-CAM (REFERENCE 1).
+Any open_clip vision transformer with a class token will do. Blocks count from 0. The last one is
+left to `cam.py`, as in the official code, where it runs only inside Grad-CAM (REFERENCE 1).
 """
 
 import warnings
@@ -20,7 +20,6 @@ from weclip_lib.config import one_of
 from weclip_lib.storage.weights import load_pretrained, miniclip_weights, refusal
 
 BREAKS = str.maketrans(".,;:!?", "      ")  # between the words of a prompt
-MINICLIP_STATISTICS = ((0.5,) * 3, (64 / 255,) * 3)
 # Differs: CLIP was trained with its own statistics; the official WeCLIP feeds it these
 # (datasets/transforms.py; REFERENCE 9).
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -32,6 +31,7 @@ Heads = Float[Tensor, "batch head token channel"]
 class ImageFeatures:
     """What the frozen blocks 0 to L-2 say about a batch of images."""
 
+    embedded: Float[Tensor, "batch token width"]  # what enters block 0
     tokens: Float[Tensor, "block batch token width"]  # class token first, then patches row-major
     attention: Float[Tensor, "layer batch token token"]  # mean over heads; rows are queries
     grid: tuple[int, int]  # patches: (grid_h, grid_w), token = 1 + grid_h * grid_w
@@ -81,10 +81,16 @@ def attend(
 
 
 def run_block(
-    block: nn.Module, tokens: Float[Tensor, "batch token width"]
+    block: nn.Module,
+    tokens: Float[Tensor, "batch token width"],
+    normed: Float[Tensor, "batch token width"] | None = None,
 ) -> tuple[Float[Tensor, "batch token width"], Float[Tensor, "batch token token"]]:
-    """One pre-norm transformer block; returns its output and its head-averaged attention."""
-    attended, weights = attend(block.attn, block.ln_1(tokens))
+    """One pre-norm transformer block; returns its output and its head-averaged attention.
+
+    Args:
+        normed: Output of the block's first LayerNorm, where it is there already.
+    """
+    attended, weights = attend(block.attn, block.ln_1(tokens) if normed is None else normed)
     tokens = tokens + block.ls_1(attended)
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens))), weights
 
@@ -159,8 +165,8 @@ class Backbone(nn.Module):
                 f"images of {images.shape[-2]}x{images.shape[-1]} pixels are smaller than "
                 f"one patch of {self.patch_size}: enlarge them"
             )
-        tokens, grid = embed(self.visual, images)
-        blocks, outputs, attention = self.blocks[:-1], [], []
+        embedded, grid = embed(self.visual, images)
+        tokens, blocks, outputs, attention = embedded, self.blocks[:-1], [], []
         without = 0 if maps is None else len(blocks) - maps
         for number, block in enumerate(blocks):
             if number < without:
@@ -171,7 +177,25 @@ class Backbone(nn.Module):
             outputs.append(tokens)
         empty = tokens.new_zeros(0, len(tokens), *[tokens.shape[1]] * 2)
         kept = torch.stack(attention) if attention else empty
-        return ImageFeatures(torch.stack(outputs), kept, grid)
+        return ImageFeatures(embedded, torch.stack(outputs), kept, grid)
+
+    def entering(self, features: ImageFeatures, block: int) -> Float[Tensor, "batch token width"]:
+        """The tokens that enter a block; blocks count from 0.
+
+        Raises:
+            ValueError: If there is no such block.
+        """
+        if not 0 <= block < len(self.blocks):
+            raise ValueError(f"there is no block {block}: choose 0 to {len(self.blocks) - 1}")
+        return features.tokens[block - 1] if block else features.embedded
+
+    def pool(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch embedding"]:
+        """Embed images by the mean over their patches after the last block; unit length.
+
+        Differs: CLIP itself takes the class token. Source: official clip/model.py; REFERENCE 10.
+        """
+        patches = self.visual.ln_post(tokens[:, 1:])
+        return F.normalize(patches.mean(dim=1) @ self.visual.proj, dim=-1)
 
     def unknown_words(self, names: Sequence[str]) -> list[str]:
         """Words of prompts that the training captions did not hold, where those are known."""
@@ -240,8 +264,6 @@ def load_backbone(name: str, weights: str | Path, statistics: str = "own") -> Ba
     clip, own = load_pretrained(name, weights)
     if statistics == "imagenet":
         own = IMAGENET_STATISTICS
-    elif name == "MiniCLIP":
-        own = MINICLIP_STATISTICS
     return Backbone(clip, open_clip.get_tokenizer(name), own, vocabulary)
 
 

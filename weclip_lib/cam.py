@@ -1,4 +1,4 @@
-"""Softmax Grad-CAM on CLIP's last block, for all classes of a batch at once; pseudo labels.
+"""Softmax Grad-CAM on CLIP, for all classes of a batch at once, and pseudo labels of CAMs.
 
 Source: official clip/clip_tool.py and pytorch_grad_cam; REFERENCE 10-14, 29, 30.
 """
@@ -11,16 +11,15 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from weclip_lib.backbone import Backbone, ImageFeatures
+from weclip_lib.backbone import Backbone, ImageFeatures, run_block
 from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.ops import par
 from weclip_lib.ops.affinity import min_max
-from weclip_lib.ops.last_block import mean_gradient, run_last_block
 
 
 @dataclass(frozen=True)
 class GradCAM:
-    """Initial CAMs and what the last block said on the way."""
+    """Initial CAMs, and the scores and attention that came with them."""
 
     cam: Float[Tensor, "batch fg grid_h grid_w"]  # in [0, 1]; 0 for absent classes
     raw: Float[Tensor, "batch fg grid_h grid_w"]  # before ReLU and scaling; signed, tiny
@@ -48,43 +47,49 @@ def grad_cam(
     foreground: Float[Tensor, "fg embedding"],
     background: Float[Tensor, "bg embedding"],
     image_labels: Float[Tensor, "batch fg"],
+    *,
+    block: int | None = None,
 ) -> GradCAM:
     """Class activation maps of the classes that each image is labelled with.
 
     The score of a class is its probability among the image's own classes and all background
-    prompts; image and text meet at the mean over patches. Activation and gradient are taken at
-    the output of the last block's first LayerNorm.
+    prompts. Activation A and gradient are taken at the output of a block's first LayerNorm. The
+    weight of a channel is the mean over patches of the gradient of the class's score, and the map
+    is the weighted sum of the channels of A.
 
     Args:
         foreground: Unit text embeddings of the classes.
         background: Unit text embeddings of things that are never a class.
         image_labels: 1 for the classes in the image, else 0. All 0 is legal and gives maps of 0.
+        block: Number of the block, from 0; None: the last one, as published.
+
+    Raises:
+        ValueError: If there is no such block.
     """
-    last = run_last_block(backbone, features.tokens[-1])
-    device = last.mean.device
-    slots, real = (found.to(device) for found in present_classes(image_labels))
-    texts = torch.cat([foreground, background])
-    projection, scale = backbone.visual.proj, backbone.logit_scale
-    embedding = last.mean @ projection
-    length = embedding.norm(dim=-1, keepdim=True)
-    unit = embedding / length
-    excluded = F.pad(image_labels.to(device) <= 0, (0, len(background)))  # no background is
-    probabilities = (scale * unit @ texts.T).masked_fill(excluded, -torch.inf).softmax(dim=-1)
-    # Backwards: softmax, cosine, projection; then the block.
-    targets = probabilities.gather(1, slots)[..., None]
-    d_scores = targets * (F.one_hot(slots, len(texts)) - probabilities[:, None])
-    d_unit = scale * d_scores @ texts
-    d_embedding = d_unit - (d_unit * unit[:, None]).sum(dim=-1, keepdim=True) * unit[:, None]
-    d_mean = (d_embedding / length[:, None]) @ projection.T
-    channel_weights = mean_gradient(backbone, last, d_mean)
-    maps = einsum(channel_weights, last.activation[:, 1:], "b k w, b n w -> b k n")
+    block = len(backbone.blocks) - 1 if block is None else block
+    tokens = backbone.entering(features, block)
+    slots, real = (found.to(tokens.device) for found in present_classes(image_labels))
+    excluded = F.pad(image_labels.to(tokens.device) <= 0, (0, len(background)))  # no background is
+    with torch.enable_grad():
+        activation = backbone.blocks[block].ln_1(tokens).requires_grad_()
+        hidden, attention = run_block(backbone.blocks[block], tokens, activation)
+        for later in backbone.blocks[block + 1 :]:
+            hidden, attention = run_block(later, hidden)
+        texts = torch.cat([foreground, background])
+        logits = backbone.logit_scale * backbone.pool(hidden) @ texts.T
+        probabilities = logits.masked_fill(excluded, -torch.inf).softmax(dim=-1)
+        scores = probabilities.gather(1, slots).sum(dim=0)  # images do not touch each other
+        each = torch.eye(len(scores)).to(scores)
+        (gradient,) = torch.autograd.grad(scores, activation, each, is_grads_batched=True)
+    channel_weights = gradient[:, :, 1:].mean(dim=2)
+    maps = einsum(channel_weights, activation.detach()[:, 1:], "k b w, b n w -> b k n")
     maps = rearrange(maps.float(), "b k (h w) -> b k h w", h=features.grid[0])
     maps = maps * real[..., None, None]
     scaled = min_max(min_max(maps.relu()))  # twice, as published: REFERENCE 12
     empty = maps.new_zeros(*image_labels.shape, *features.grid)
     places = slots[..., None, None].expand_as(maps)
     cam, raw = (empty.scatter(1, places, found) for found in (scaled, maps))
-    return GradCAM(cam, raw, probabilities, last.attention.float().mean(dim=1))
+    return GradCAM(cam, raw, probabilities.detach(), attention.detach().float())
 
 
 def enlarge_cam(
@@ -95,6 +100,17 @@ def enlarge_cam(
     Source: official clip/clip_tool.py generate_cam_label; REFERENCE 29.
     """
     return F.interpolate(min_max(cam), size=size, mode="bilinear", align_corners=False)
+
+
+def with_background(
+    cam: Float[Tensor, "batch cls grid_h grid_w"], size: tuple[int, int]
+) -> Float[Tensor, "batch 1+cls height width"]:
+    """Enlarged CAMs with background before them, which is 1 minus the highest of them.
+
+    Source: official WeCLIP_model/model_attn_aff_voc.py:158-170; REFERENCE 30.
+    """
+    maps = enlarge_cam(cam, size)
+    return torch.cat([1 - maps.amax(dim=1, keepdim=True), maps], dim=1)
 
 
 @torch.no_grad()
@@ -108,7 +124,6 @@ def pseudo_label(
 ) -> Integer[Tensor, "batch height width"]:
     """Turn CAMs into class ids per pixel: scale, enlarge, add background, PAR, argmax.
 
-    Background is 1 minus the highest class map.
     Source: official WeCLIP_model/model_attn_aff_voc.py:158-170; REFERENCE 29, 30.
 
     Args:
@@ -119,8 +134,8 @@ def pseudo_label(
     """
     slots, real = (found.to(cam.device) for found in present_classes(image_labels))
     maps = cam.gather(1, slots[..., None, None].expand(-1, -1, *cam.shape[-2:]))
-    maps = enlarge_cam(maps.float(), tuple(images.shape[-2:])) * real[..., None, None]
-    maps = torch.cat([1 - maps.amax(dim=1, keepdim=True), maps], dim=1)
+    maps = maps.float() * real[..., None, None]
+    maps = with_background(maps, tuple(images.shape[-2:]))
     if par_iterations:
         maps = par.refine(images, maps, iterations=par_iterations)
     ids = F.pad(torch.where(real, slots + 1, 0), (1, 0))

@@ -169,8 +169,8 @@ class Profile:
     scales: tuple[float, ...] = (1.0, 0.75)  # of inference; official
     long_side: int = 0  # pixels of a picture's longer side at inference; 0: as it is; official: 512
     train_split: str = "train"
-    judged: tuple[str, ...] = ("val", "test")  # splits that have masks, to judge decoders by
-    seen: int = 0  # training pictures whose pseudo labels are looked at; 0: all
+    scored_splits: tuple[str, ...] = ("val", "test")  # with masks; decoders are scored on them
+    inspected: int = 0  # training pictures whose pseudo labels are scored and shown; 0: all
     augment: bool = False  # rescaled and cropped anew in every step; else features are kept
     # MiniVOC only: pictures drawn for (train, val, test)
     drawn: tuple[int, int, int] = (0, 0, 0)
@@ -178,7 +178,7 @@ class Profile:
     def __post_init__(self) -> None:
         one_of("statistics", self.statistics, STATISTICS)
         check_scales(self.scales)
-        for name in ("long_side", "seen"):
+        for name in ("long_side", "inspected"):
             in_range(name, getattr(self, name), 0)
 
 
@@ -209,8 +209,8 @@ PROFILES = {
         "openai",
         long_side=512,
         train_split="train_aug",
-        judged=("val",),
-        seen=200,
+        scored_splits=("val",),
+        inspected=200,
         augment=True,
     ),
     "folder": Profile(  # one's own: data_dir says where, and brings the classes
@@ -219,8 +219,8 @@ PROFILES = {
         "ViT-B-16-quickgelu",
         "openai",
         long_side=512,
-        judged=("masked",),
-        seen=200,
+        scored_splits=("masked",),
+        inspected=200,
         augment=True,
     ),
     "coco": Profile(
@@ -229,8 +229,8 @@ PROFILES = {
         "ViT-B-16-quickgelu",
         "openai",
         long_side=512,
-        judged=("val",),
-        seen=200,
+        scored_splits=("val",),
+        inspected=200,
         augment=True,
         method=Method(box_threshold=0.7, rfm_layers=10),
         budget=Budget(steps=80_000),

@@ -17,8 +17,8 @@ from weclip_lib.ops.losses import affinity_loss, segmentation_loss
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """All that training needs of the frozen part for a batch: the same at every step."""
+class Features:
+    """What the frozen part says about a batch: the same at every step of training."""
 
     tokens: Float[Tensor, "block batch patch width"]  # patches of blocks 0 to L-2
     attention: Float[Tensor, "layer batch patch patch"]  # of the last blocks
@@ -63,16 +63,16 @@ class WeCLIP(nn.Module):
         self.register_buffer("foreground", foreground, persistent=False)
         self.register_buffer("background", background, persistent=False)
 
-    def freeze(
+    def extract(
         self,
         images: Float[Tensor, "batch 3 height width"],
         image_labels: Float[Tensor, "batch fg"],
-    ) -> Frozen:
+    ) -> Features:
         """Everything that does not depend on the decoder, without gradients."""
-        features = self.backbone.encode_image(images, maps=self.method.attention_layers - 1)
-        grad = cam.grad_cam(self.backbone, features, self.foreground, self.background, image_labels)
-        attention = torch.cat([features.attention, grad.attention[None]])[..., 1:, 1:]
-        return Frozen(features.tokens[:, :, 1:], attention, grad.cam)
+        seen = self.backbone.encode_image(images, maps=self.method.attention_layers - 1)
+        grad = cam.grad_cam(self.backbone, seen, self.foreground, self.background, image_labels)
+        attention = torch.cat([seen.attention, grad.attention[None]])[..., 1:, 1:]
+        return Features(seen.tokens[:, :, 1:], attention, grad.cam)
 
     def segment(
         self, images: Float[Tensor, "batch 3 height width"]
@@ -84,7 +84,7 @@ class WeCLIP(nn.Module):
     @torch.no_grad()
     def refine_cam(
         self,
-        frozen: Frozen,
+        features: Features,
         decoder_affinity: Float[Tensor, "batch patch patch"] | None = None,
     ) -> Float[Tensor, "batch fg grid_h grid_w"]:
         """Spread the initial CAMs: by RFM if the decoder's affinity is given, else statically.
@@ -93,24 +93,24 @@ class WeCLIP(nn.Module):
             ValueError: If fewer attention maps were kept than the method reads.
         """
         method = self.method
-        if len(frozen.attention) < method.attention_layers:
+        if len(features.attention) < method.attention_layers:
             raise ValueError(
-                f"{len(frozen.attention)} attention maps were kept, the method reads "
-                f"{method.attention_layers}: freeze the pictures with this method"
+                f"{len(features.attention)} attention maps were kept, the method reads "
+                f"{method.attention_layers}: extract the features with this method"
             )
         if decoder_affinity is None:
-            attention = rfm.static_attention(frozen.attention, last=method.static_layers)
+            attention = rfm.static_attention(features.attention, last=method.static_layers)
         else:
             attention, _ = rfm.refine_attention(
-                frozen.attention[-method.rfm_layers :],
+                features.attention[-method.rfm_layers :],
                 decoder_affinity.detach(),
                 rule=method.rfm_rule,
                 select=method.rfm_select,
                 multiply=method.rfm_multiply,
             )
-        boxes = box_mask(frozen.cam, method.box_threshold, keep_last=method.keep_box_ends)
+        boxes = box_mask(features.cam, method.box_threshold, keep_last=method.keep_box_ends)
         transition = transition_matrix(attention, rounds=method.sinkhorn_rounds)
-        return propagate_cam(frozen.cam, transition, boxes)
+        return propagate_cam(features.cam, transition, boxes)
 
     def pseudo_label(
         self,
@@ -128,6 +128,19 @@ class WeCLIP(nn.Module):
             padded=padded if self.method.ignore_padding else None,
             par_iterations=self.method.par_iterations,
         )
+
+    def label(
+        self,
+        features: Features,
+        images: Float[Tensor, "batch 3 height width"],
+        image_labels: Float[Tensor, "batch fg"],
+        decoder_affinity: Float[Tensor, "batch patch patch"] | None = None,
+        *,
+        padded: Bool[Tensor, "batch height width"] | None = None,
+    ) -> Integer[Tensor, "batch height width"]:
+        """`pseudo_label` of `refine_cam`: by RFM if the affinity is given, else statically."""
+        refined = self.refine_cam(features, decoder_affinity)
+        return self.pseudo_label(refined, images, image_labels, padded=padded)
 
     def losses(
         self,

@@ -14,18 +14,18 @@ from weclip_lib.config import RFM_RULES, one_of
 Rule = Literal["absolute", "signed"]
 
 
-def select_attention(
+def distances(
     attentions: Float[Tensor, "layer batch patch patch"],
     decoder_affinity: Float[Tensor, "batch patch patch"],
     *,
     rule: Rule = "absolute",
-) -> Bool[Tensor, "layer batch"]:
-    """The layers whose attention differs from the affinity at most as much as the mean layer's.
+) -> Float[Tensor, "layer batch"]:
+    """How far the attention of every layer is from the affinity, summed over all pairs of patches.
 
     Args:
         rule: `absolute` sums |affinity - attention|, as the paper means it. `signed` sums
-            affinity - attention, as the official code does: there the affinity cancels against
-            the mean, so the choice depends on the attention alone (REFERENCE 23).
+            affinity - attention, as the official code does. There the affinity cancels against
+            the mean of the layers, so the choice depends on the attention alone (REFERENCE 23).
 
     Raises:
         ValueError: If the rule is neither.
@@ -34,7 +34,17 @@ def select_attention(
     difference = decoder_affinity - attentions
     if rule == "absolute":
         difference = difference.abs_()
-    total = difference.sum(dim=(-2, -1))
+    return difference.sum(dim=(-2, -1))
+
+
+def select_attention(
+    attentions: Float[Tensor, "layer batch patch patch"],
+    decoder_affinity: Float[Tensor, "batch patch patch"],
+    *,
+    rule: Rule = "absolute",
+) -> Bool[Tensor, "layer batch"]:
+    """The layers that are at most as far from the affinity as the mean layer (`distances`)."""
+    total = distances(attentions, decoder_affinity, rule=rule)
     return total <= total.mean(dim=0)
 
 

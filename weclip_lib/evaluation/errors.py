@@ -44,7 +44,7 @@ def errors(found: Label, mask: Label) -> dict[str, Bool[np.ndarray, "height widt
 
 
 @dataclass(frozen=True)
-class Judged:
+class PictureErrors:
     """One picture held against its mask."""
 
     name: str
@@ -52,9 +52,9 @@ class Judged:
     share: dict[str, float]  # percent of the known pixels that are wrong, by kind
 
 
-def judge(
+def picture_errors(
     found: Sequence[Label], masks: Sequence[Label], names: Sequence[str], class_count: int
-) -> list[Judged]:
+) -> list[PictureErrors]:
     """Every picture, the worst first."""
     rows = []
     for name, label, mask in zip(names, found, masks, strict=True):
@@ -62,5 +62,5 @@ def judge(
         wrong = errors(label, mask)
         shares = {kind: 100 * float(where.sum()) / known for kind, where in wrong.items()}
         table = confusion_matrix(torch.from_numpy(label), torch.from_numpy(mask), class_count)
-        rows.append(Judged(name, scores(table).miou, shares))
+        rows.append(PictureErrors(name, scores(table).miou, shares))
     return sorted(rows, key=lambda row: row.miou)

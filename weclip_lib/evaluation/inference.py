@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Integer, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -40,7 +40,7 @@ from weclip_lib.evaluation.plan import (
     refuse_data_set,
 )
 from weclip_lib.evaluation.scores import label_map, predict, score_decoders, shown_to, with_crf
-from weclip_lib.figures.plotting import colours, matrix
+from weclip_lib.figures.plotting import colours, matrix, overlay
 from weclip_lib.ops.metrics import scores
 from weclip_lib.storage.files import Unusable, check_writable, in_a_line, only_one
 from weclip_lib.storage.lists import Report, refuse
@@ -142,15 +142,6 @@ def load_segmenter(path: Path, *, weights: str = "", device: str = "cpu") -> Seg
         note["long_side"],
         note["profile"],
     )
-
-
-def overlay(
-    image: UInt8[np.ndarray, "height width 3"], label: Integer[np.ndarray, "height width"]
-) -> UInt8[np.ndarray, "height width 3"]:
-    """The picture with its classes laid over it in colour; background as it is."""
-    shown = colours(256)[label]
-    mixed = (image.astype(np.uint16) + shown) // 2
-    return np.where((label > 0)[..., None], mixed, image).astype(np.uint8)
 
 
 def segment_files(
@@ -258,7 +249,9 @@ def _write_masks(arguments: Predict, plan: Plan, segmenter: Segmenter, legend: s
                 write_mask(partial, label)
             for path in overlays:
                 with written.whole(path) as partial:
-                    Image.fromarray(overlay(picture, label)).save(partial, format="PNG")
+                    Image.fromarray(overlay(picture, label, colours(256))).save(
+                        partial, format="PNG"
+                    )
         except Unusable as error:
             problems.append(str(error))
     return problems

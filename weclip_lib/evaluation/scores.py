@@ -179,7 +179,7 @@ def score_decoders(
 
     Args:
         long_side: Pixels of the longer side that pictures are scaled to (`shown_to`); 0: as they
-            are. Class ids are judged at the mask's size.
+            are. Class ids are compared at the mask's size.
         crf: Of the averaged logits, on all cores; None: there are two matrices a decoder.
     """
     modes = {name: decoder.training for name, decoder in decoders.items()}
@@ -189,11 +189,11 @@ def score_decoders(
     totals = {n: torch.zeros(3 if crf else 2, count, count, dtype=torch.long) for n in decoders}
     pending: deque[tuple[Key, int, Future]] = deque()  # with their pixels
 
-    def judged(found: Tensor, mask: UInt8[np.ndarray, "height width"]) -> Tensor:
+    def compared(found: Tensor, mask: UInt8[np.ndarray, "height width"]) -> Tensor:
         return confusion_matrix(found.cpu(), torch.from_numpy(mask), count)
 
     def refined(logits: Tensor, image: np.ndarray, mask: np.ndarray) -> Tensor:
-        return judged(torch.from_numpy(with_crf(logits, image, crf)), mask)
+        return compared(torch.from_numpy(with_crf(logits, image, crf)), mask)
 
     def collect(left: int, pixels: int) -> None:
         while len(pending) > left or sum(own for _, own, _ in pending) > pixels:
@@ -212,10 +212,10 @@ def score_decoders(
             for name, (single, mean) in zip(decoders, outputs, strict=True):
                 for place, (image, mask) in enumerate(zip(pictures, masks, strict=True)):
                     one, other = single[place : place + 1], mean[place : place + 1]
-                    table = judged(label_map(one, mask.shape)[0], mask)
+                    table = compared(label_map(one, mask.shape)[0], mask)
                     totals[name][0] += table
                     if mean is not single:
-                        table = judged(label_map(other, mask.shape)[0], mask)
+                        table = compared(label_map(other, mask.shape)[0], mask)
                     totals[name][1] += table
                     if crf:
                         pixels = math.prod(crf_size(*mask.shape))

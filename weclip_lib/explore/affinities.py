@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weclip_lib import rfm
+from weclip_lib.backbone import Backbone, ImageFeatures, attention_heads
 from weclip_lib.config import Method
 from weclip_lib.decoder import Decoder
-from weclip_lib.explore.probe import head_attention
 from weclip_lib.explore.stages import Keeper, Picture, Pipeline
 from weclip_lib.ops.affinity import transition_matrix
 
@@ -36,6 +36,20 @@ class Choice:
     selected: list[bool]
 
 
+@torch.no_grad()
+def head_attention(
+    backbone: Backbone, features: ImageFeatures, block: int
+) -> Float[Tensor, "batch head token token"]:
+    """Attention of every head of a block; rows are queries and sum to 1, class token first.
+
+    Raises:
+        ValueError: If there is no such block.
+    """
+    tokens = backbone.entering(features, block)
+    chosen = backbone.blocks[block]
+    return attention_heads(chosen.attn, chosen.ln_1(tokens))[3]
+
+
 class Affinities(Keeper):
     """What belongs together, patch by patch, by attention, decoder and RFM.
 
@@ -55,9 +69,7 @@ class Affinities(Keeper):
         return self._once(
             "heads",
             (shown, block),
-            lambda: head_attention(way.backbone, way.images(shown), way.features(shown), block)[
-                0, :, 1:, 1:
-            ],
+            lambda: head_attention(way.backbone, way.features(shown), block)[0, :, 1:, 1:],
             4,
         )
 
@@ -111,11 +123,9 @@ class Affinities(Keeper):
         count = self.method.rfm_layers
         attention = self.pipeline.attention(shown)[-count:]
         affinity = self.affinity(shown, decoder)
-        difference = affinity - attention
-        if self.method.rfm_rule == "absolute":
-            difference = difference.abs()
-        means = difference.mean(dim=(1, 2, 3))
-        selected = rfm.select_attention(attention, affinity, rule=self.method.rfm_rule)[:, 0]
+        rule = self.method.rfm_rule
+        means = rfm.distances(attention, affinity, rule=rule)[:, 0] / affinity[0].numel()
+        selected = rfm.select_attention(attention, affinity, rule=rule)[:, 0]
         last = len(self.pipeline.backbone.blocks)
         return Choice(
             list(range(last - count, last)),

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from weclip_lib import rfm
 from weclip_lib.backbone import Backbone, ImageFeatures, run_block
-from weclip_lib.cam import enlarge_cam, grad_cam
+from weclip_lib.cam import grad_cam, with_background
 from weclip_lib.config import Method
 from weclip_lib.data.datasets import LabelledImages, MaskedImages, normalise
-from weclip_lib.explore.probe import block_grad_cam
 from weclip_lib.labels import IGNORE_INDEX, LabelSet
 from weclip_lib.ops import par
 from weclip_lib.ops.affinity import box_mask, min_max, propagate_cam, transition_matrix
@@ -167,15 +166,11 @@ class Pipeline(Keeper):
         features = self.features(shown)
         foreground = self._texts(chosen.words, chosen.template)
         background = self._texts(chosen.backgrounds, chosen.template)
-        if chosen.block == len(self.backbone.blocks) - 1:
-            present = torch.ones(1, len(foreground))
-            found = grad_cam(self.backbone, features, foreground, background, present)
-            return found.cam[0], found.probabilities[0]
-        images = self.images(shown)
-        cam, scores = block_grad_cam(
-            self.backbone, images, features, foreground, background, chosen.block
+        present = torch.ones(1, len(foreground))
+        found = grad_cam(
+            self.backbone, features, foreground, background, present, block=chosen.block
         )
-        return cam[0], scores[0]
+        return found.cam[0], found.probabilities[0]
 
     def check(self, chosen: Settings) -> None:
         """Refuse what cannot be computed.
@@ -249,8 +244,7 @@ class Pipeline(Keeper):
     @staticmethod
     def _start(shown: Picture, refined: Tensor) -> Float[Tensor, "1 map height width"]:
         """Maps at the picture's size, background before them: what PAR smoothes."""
-        large = enlarge_cam(refined[None], shown.pixels.shape[:2])
-        return torch.cat([1 - large.amax(dim=1, keepdim=True), large], dim=1)
+        return with_background(refined[None], shown.pixels.shape[:2])
 
     def _kernel(self, shown: Picture) -> Tensor:
         return par.par_kernel(self.images(shown), par.DILATIONS)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, UInt8
 
 from weclip_lib.data.datasets import MaskedImages
-from weclip_lib.evaluation.errors import KINDS, Judged, errors, judge
+from weclip_lib.evaluation.errors import KINDS, PictureErrors, errors, picture_errors
 from weclip_lib.explore.widgets import NAMED, ROW, WIDE, Explorer, GridPicture
 from weclip_lib.figures import panels
 from weclip_lib.figures.plotting import Figure, colours, contact_sheet, curve_picture
@@ -109,15 +109,15 @@ class TrainingViewer(Explorer):
         return pd.concat(parts, ignore_index=True)
 
     @cached_property
-    def _judged(self) -> list[Judged]:
+    def _all_errors(self) -> list[PictureErrors]:
         """The watched pictures at the last step, the worst first."""
         found = self.labels("prediction", self.run.steps[-1])
         masks = [self.masks[name] for name in found]
-        return judge(list(found.values()), masks, list(found), len(self.classes))
+        return picture_errors(list(found.values()), masks, list(found), len(self.classes))
 
-    def judged(self, kind: str = "") -> list[Judged]:
+    def ranked(self, kind: str = "") -> list[PictureErrors]:
         """The same, or those with most errors of a kind first."""
-        rows = self._judged
+        rows = self._all_errors
         return sorted(rows, key=lambda row: -row.share[kind]) if kind else rows
 
     def _marked(self, name: str, where: Bool[np.ndarray, "_ _"]) -> UInt8[np.ndarray, "_ _ 3"]:
@@ -127,7 +127,7 @@ class TrainingViewer(Explorer):
         return panels.scaled(grey, smooth=False)
 
     def _draw(self) -> list[str]:
-        ordered = [row.name for row in self.judged(self.order.value)]
+        ordered = [row.name for row in self.ranked(self.order.value)]
         if ordered != self.worst:
             self.worst = ordered
             sheet = panels.sheet([self.pixels[name] for name in ordered], THUMBNAIL, 10)
@@ -139,7 +139,7 @@ class TrainingViewer(Explorer):
         pixels, mask = self.pixels[name], self.masks[name]
         label, said = (self.labels(kind, step)[name] for kind in ("pseudo_label", "prediction"))
         count = len(self.classes)
-        (own,), (taught,) = (judge([f], [mask], [name], count) for f in (said, label))
+        (own,), (taught,) = (picture_errors([f], [mask], [name], count) for f in (said, label))
         present = ", ".join(self.classes[i] for i in np.unique(mask) if i not in (0, IGNORE_INDEX))
         self.panels["picture"].show(panels.scaled(pixels), f"{name}: {present}")
         shown = panels.label_map(label, self.table, pixels)
@@ -169,7 +169,7 @@ class TrainingViewer(Explorer):
         said = self.labels("prediction", self.run.steps[-1])
         shown = []
         for kind in KINDS:
-            for row in self.judged(kind)[:count]:
+            for row in self.ranked(kind)[:count]:
                 where = errors(said[row.name], self.masks[row.name])[kind]
                 share = f"{row.name}: {row.share[kind]:.1f} %"
                 shown.append((kind, share, self._marked(row.name, where)))

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer, UInt8
 from PIL import Image, ImageDraw
 
-from weclip_lib.figures.plotting import colours, heat_colours
+from weclip_lib.figures.plotting import colours, heat_colours, overlay
 from weclip_lib.labels import IGNORE_INDEX
 
 RGB = UInt8[np.ndarray, "_ _ 3"]
@@ -62,9 +62,7 @@ def label_map(
     under: RGB,
 ) -> RGB:
     """Class ids in colours over a picture, with background as it is."""
-    mixed = (under.astype(np.uint16) + 2 * table[label].astype(np.uint16)) // 3
-    shown = np.where((label > 0)[..., None], mixed, under).astype(np.uint8)
-    return scaled(shown, smooth=False)
+    return scaled(overlay(under, label, table, weight=2), smooth=False)
 
 
 def word_colours(words: Sequence[str], classes: Sequence[str]) -> UInt8[np.ndarray, "256 3"]:

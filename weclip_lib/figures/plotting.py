@@ -8,6 +8,7 @@ from textwrap import wrap
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from jaxtyping import Integer, UInt8
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import LogLocator, StrMethodFormatter
@@ -53,6 +54,23 @@ def heat_colours() -> np.ndarray:
 def label_image(label: np.ndarray, labels: LabelSet) -> np.ndarray:
     """A label map as RGB."""
     return colours(labels.class_count)[np.asarray(label)]
+
+
+def overlay(
+    picture: UInt8[np.ndarray, "height width 3"],
+    label: Integer[np.ndarray, "height width"],
+    table: UInt8[np.ndarray, "256 3"],
+    *,
+    weight: int = 1,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A picture with its classes laid over it in colour; background stays as it is.
+
+    Args:
+        table: Colour of every class id.
+        weight: Of the colour, where the picture has 1.
+    """
+    mixed = (picture.astype(np.uint16) + weight * table[label].astype(np.uint16)) // (1 + weight)
+    return np.where((label > 0)[..., None], mixed, picture).astype(np.uint8)
 
 
 def image_grid(
@@ -275,14 +293,14 @@ def trends(
     return figure
 
 
-def growth(panels: Mapping[str, pd.DataFrame], *, ylabel: str) -> dict[str, float]:
+def growth(panels: Mapping[str, pd.DataFrame], *, ylabel: str) -> tuple[Figure, dict[str, float]]:
     """One panel a number that grows, both axes logarithmic, with a power law fitted to each line.
 
     Args:
         panels: Frames with columns line, x and value.
 
     Returns:
-        The exponent of every `panel, line`.
+        The figure, and the exponent of every `panel, line`.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.3), squeeze=False)
     exponents = {}
@@ -308,7 +326,7 @@ def growth(panels: Mapping[str, pd.DataFrame], *, ylabel: str) -> dict[str, floa
         axis.legend(fontsize=8)
     axes[0, 0].set(ylabel=ylabel)
     figure.tight_layout()
-    return exponents
+    return figure, exponents
 
 
 FROZEN, TRAINED, COMPUTED = "#cfe3f5", "#f7d9b0", "#ececec"

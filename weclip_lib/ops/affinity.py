@@ -150,7 +150,7 @@ def radius_mask(
 def affinity_labels(
     label: Integer[Tensor, "batch height width"], grid: tuple[int, int], *, radius: int = 8
 ) -> Integer[Tensor, "batch patch patch"]:
-    """1 where two patches have the same label, 0 where not, IGNORE_INDEX where not to be judged.
+    """1 where two patches have the same label, 0 where not, IGNORE_INDEX where neither counts.
 
     A patch has the label of its top-left pixel (nearest resize). Pairs with an ignored patch or
     further apart than `radius` patches are ignored; a patch is paired with itself.

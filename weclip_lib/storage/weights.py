@@ -6,6 +6,7 @@ Nothing falls back in silence: without its weights there is no backbone.
 import json
 import logging
 import math
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,9 +19,16 @@ from weclip_lib.storage.tensors import load_weights, read_tensors
 
 MINICLIP_FOLDER = Path(__file__).resolve().parents[2] / "data" / "miniclip"
 IN_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # names of open_clip
-open_clip.add_model_config(MINICLIP_FOLDER / "MiniCLIP.json")
+MINICLIP_STATISTICS = ((0.5,) * 3, (64 / 255,) * 3)
+NOTHING_LOADED = "No pretrained weights loaded"  # a warning of open_clip; here, weights follow
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std) by channel
+
+
+@cache
+def register_miniclip() -> None:
+    """Tell open_clip what MiniCLIP is, by the configuration that ships."""
+    open_clip.add_model_config(MINICLIP_FOLDER / "MiniCLIP.json")
 
 
 def refusal(name: str) -> str | None:
@@ -29,6 +37,7 @@ def refusal(name: str) -> str | None:
     CAMs need a vision transformer with a class token whose last norm comes before pooling, in
     open_clip's own implementation, since attention is read within its blocks.
     """
+    register_miniclip()
     config = open_clip.get_model_config(name)
     if config is None:
         return f"unknown backbone {name!r}: choose one of open_clip.list_models()"
@@ -50,12 +59,18 @@ def refusal(name: str) -> str | None:
 
 
 def untrained(name: str) -> nn.Module:
-    """An open_clip model to load weights into, and not the warning that it has none."""
-    logging.disable(logging.WARNING)
+    """An open_clip model to load weights into, without the warning that it has none."""
+    register_miniclip()
+    logger = logging.getLogger()  # open_clip logs to the root
+    logger.addFilter(_says_something)
     try:
         return open_clip.create_model(name, load_weights=False)
     finally:
-        logging.disable(logging.NOTSET)
+        logger.removeFilter(_says_something)
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    return NOTHING_LOADED not in record.getMessage()
 
 
 def miniclip_weights() -> tuple[Path, frozenset[str]]:
@@ -195,4 +210,5 @@ def load_pretrained(name: str, weights: str | Path) -> tuple[nn.Module, Statisti
         clip = _from_file(name, path)
     else:
         clip = _by_tag(name, str(weights))
-    return clip, stated or (clip.visual.image_mean, clip.visual.image_std)
+    trained_with = (clip.visual.image_mean, clip.visual.image_std)
+    return clip, stated or (MINICLIP_STATISTICS if name == "MiniCLIP" else trained_with)

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from weclip_lib.backbone import load_backbone
 from weclip_lib.config import Budget, Profile, in_range
-from weclip_lib.data.datasets import LabelledImages, MaskedImages
+from weclip_lib.data.datasets import LabelledImages, MaskedImages, open_profile
 from weclip_lib.evaluation.scores import score_decoders
 from weclip_lib.model import WeCLIP
 from weclip_lib.ops.metrics import confusion_matrix, scores
 from weclip_lib.storage.files import locked, whole
-from weclip_lib.storage.provenance import seed_everything, source_hash
-from weclip_lib.training.features import FrozenDataset, StaticLabels, static_labels
-from weclip_lib.training.loop import Long, Trained, train_decoder
-from weclip_lib.training.sources import AugmentedSource, FrozenSource, Source
+from weclip_lib.storage.provenance import ROOT, seed_everything, source_hash
+from weclip_lib.studies.results import output_folder
+from weclip_lib.training.features import FeatureCache, StaticLabels, static_labels
+from weclip_lib.training.loop import RunOptions, Trained, train_decoder
+from weclip_lib.training.sources import AugmentedSource, CachedSource, Source
 from weclip_lib.training.train import decoder_key, trained_decoder, trained_note
 from weclip_lib.training.watch import Watcher, curve_writer
 
@@ -61,7 +62,7 @@ class Study:
         setting: The profile.
         folder: Of the data set.
         work: Folder of frozen features and finished decoders.
-        pictures: Of every split, to train on and to judge by, the first ones; 0: all.
+        pictures: Of every split, to train and to score on, the first ones; 0: all.
 
     Raises:
         ValueError: If something is wrong with the data set.
@@ -72,15 +73,20 @@ class Study:
         self.backbone = load_backbone(setting.backbone, setting.weights, setting.statistics)
         self.pictures = pictures
         self.train = self._images(LabelledImages, setting.train_split, pictures)
-        self.seen_count = min(setting.seen or len(self.train), len(self.train))
-        self.seen = self.train
+        self.inspected_count = min(setting.inspected or len(self.train), len(self.train))
+        self.inspected = self.train
         if setting.augment:
-            self.seen = self._images(
-                LabelledImages, setting.train_split, self.seen_count, square=setting.budget.crop
+            self.inspected = self._images(
+                LabelledImages,
+                setting.train_split,
+                self.inspected_count,
+                square=setting.budget.crop,
             )
         # Rows whose pseudo labels are kept while decoders train: a tenth, but four to look at.
-        self.watch = list(range(min(self.seen_count, max(4, self.seen_count // 10))))
-        self._features: dict[tuple, FrozenDataset] = {}
+        self.watched_rows = list(
+            range(min(self.inspected_count, max(4, self.inspected_count // 10)))
+        )
+        self._caches: dict[tuple, FeatureCache] = {}
 
     def _images(
         self, kind: type[LabelledImages], split: str, limit: int, *, square: int = 0
@@ -90,10 +96,10 @@ class Study:
             self.folder, split, self.setting.labels, min_size=size, limit=limit, square=square
         )
 
-    def looked_at(self, name: str = "") -> MaskedImages:
-        """Pictures with masks and all of one size: of the training split (`seen`), or another."""
+    def inspected_masked(self, name: str = "") -> MaskedImages:
+        """Pictures with masks, all of one size: of the training split (`inspected`), or another."""
         square = self.setting.budget.crop if self.setting.augment else 0
-        limit = 0 if name else self.seen_count
+        limit = 0 if name else self.inspected_count
         return self._images(MaskedImages, name or self.setting.train_split, limit, square=square)
 
     def model(self, variant: Variant) -> WeCLIP:
@@ -106,21 +112,21 @@ class Study:
         method = replace(setting.method, **variant.method)
         return WeCLIP(self.backbone, labels, method, replace(setting.decoder, **variant.shape))
 
-    def features(self, variant: Variant) -> FrozenDataset:
+    def cache(self, variant: Variant) -> FeatureCache:
         """Of the pictures that are looked at; variants share those of the same prompts and maps."""
         method = replace(self.setting.method, **variant.method)
         layers = max(method.attention_layers, self.setting.method.attention_layers)
         key = variant.backgrounds, method.template, layers
-        if key not in self._features:
+        if key not in self._caches:
             read = {"template": method.template, "static_layers": layers}
             model = self.model(replace(variant, method=read, shape={}))
-            self._features[key] = FrozenDataset(model, self.seen, self.work / "cache")
-        return self._features[key]
+            self._caches[key] = FeatureCache(model, self.inspected, self.work / "cache")
+        return self._caches[key]
 
     def static(self, variant: Variant) -> StaticLabels:
         """Pseudo labels that the frozen parts alone make of the pictures that are looked at."""
         model = self.model(variant)
-        return static_labels(model, self.features(variant), self.work / "cache")
+        return static_labels(model, self.cache(variant), self.work / "cache")
 
     @cached_property
     def _masked_train(self) -> MaskedImages:
@@ -130,7 +136,7 @@ class Study:
     @cached_property
     def true_labels(self) -> UInt8[Tensor, "row height width"]:
         """The masks, in the order of the features' rows."""
-        dataset = self.looked_at()
+        dataset = self.inspected_masked()
         masks = torch.from_numpy(np.stack([dataset.mask(row) for row in range(len(dataset))]))
         return torch.cat([masks, masks.flip(-1)])
 
@@ -156,12 +162,12 @@ class Study:
             images = self._masked_train if variant.masks else self.train
             return AugmentedSource(images, self.setting.budget.crop, rows=rows, workers=WORKERS)
         if not variant.masks:
-            return FrozenSource(self.features(variant), self.static(variant).label)
+            return CachedSource(self.cache(variant), self.static(variant).label)
         mirrored = [row + len(self.train) for row in rows]
-        return FrozenSource(self.features(variant), self.true_labels, [*rows, *mirrored])
+        return CachedSource(self.cache(variant), self.true_labels, [*rows, *mirrored])
 
     def train_decoder(
-        self, variant: Variant, budget: Budget, seed: int, *, watch: Sequence[int] = ()
+        self, variant: Variant, budget: Budget, seed: int, *, watched_rows: Sequence[int] = ()
     ) -> Trained:
         """Train the variant's decoder, or find it where it was kept.
 
@@ -177,8 +183,8 @@ class Study:
             budget,
             seed=seed,
             folder=self.work / "decoders",
-            features=self.features(variant) if watch else None,
-            watch=watch,
+            cache=self.cache(variant) if watched_rows else None,
+            watched_rows=watched_rows,
             progress=f"{variant.name}, seed {seed}",
         )
 
@@ -188,7 +194,7 @@ class Study:
         Args:
             count: Pictures that are watched, of those that are looked at.
         """
-        count = min(count, self.seen_count)
+        count = min(count, self.inspected_count)
         seed_everything(seed)
         model, source = self.model(variant), self.source(variant, seed)
         key = decoder_key(model, source, budget, seed)
@@ -201,12 +207,14 @@ class Study:
                 )
                 with whole(folder) as partial:
                     note = trained_note(self.setting, budget.steps)
-                    watch = Watcher(images, partial, note)
-                    long = Long(note=curve_writer(partial))
-                    train_decoder(model, source, budget, seed=seed, watch=watch, long=long)
+                    watcher = Watcher(images, partial, note)
+                    options = RunOptions(note=curve_writer(partial))
+                    train_decoder(
+                        model, source, budget, seed=seed, watcher=watcher, options=options
+                    )
         return folder
 
-    def judge(
+    def confusions(
         self, trained: dict[tuple[str, int], Trained], split: str, *, every_scale: bool = False
     ) -> tuple[dict[tuple[str, int], tuple[Tensor, ...]], int]:
         """Confusion matrices of every (variant, seed) on a split, and its number of pictures.
@@ -230,7 +238,7 @@ class Study:
         """Rows of a score table: single-scale mIoU of every (variant, seed) on every split."""
         rows = []
         for split in splits:
-            found, count = self.judge(trained, split)
+            found, count = self.confusions(trained, split)
             for (variant, seed), (single, *_) in found.items():
                 rows.append(self.row(variant, seed, split, "miou", scores(single).miou, count))
         return rows
@@ -268,3 +276,56 @@ class Study:
         count = self.setting.labels.class_count
         pairs = zip(labels.long(), self.true_labels[list(rows)], strict=True)
         return scores(sum(confusion_matrix(a, b, count) for a, b in pairs)).miou
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What notebooks that train decoders set up alike."""
+
+    setting: Profile
+    budget: Budget
+    seeds: range
+    parameters: dict  # of the notebook, but for its folders
+    data: Path  # folder of the data set
+    out: Path  # folder of the tables
+    work: Path  # folder of cached features and finished decoders
+
+    def study(self, **changes: object) -> Study:
+        """A study of the profile with some of its fields changed; everything random is seeded."""
+        seed_everything(self.parameters["seed"])
+        setting = replace(self.setting, **changes)
+        return Study(setting, self.data, self.work, pictures=self.parameters["pictures"])
+
+
+def set_up(
+    notebook: str,
+    *,
+    seed: int,
+    profile: str,
+    seed_count: int,
+    steps: int,
+    pictures: int,
+    weights: str,
+    data_dir: str,
+    out_dir: str,
+    work_dir: str,
+) -> Experiment:
+    """Check the parameters of a notebook that trains decoders, and find its folders.
+
+    Raises:
+        ValueError: If a parameter is out of range, or a folder cannot be used.
+    """
+    setting, data = open_profile(profile, data_dir, weights)
+    budget = checked_budget(setting, steps=steps, seed_count=seed_count, pictures=pictures)
+    parameters = {
+        "seed": seed,
+        "profile": profile,
+        "seed_count": seed_count,
+        "steps": steps,
+        "pictures": pictures,
+        "weights": weights,
+        "data_dir": data_dir,
+    }
+    out = output_folder(out_dir, notebook, parameters)
+    seeds, work = range(seed, seed + seed_count), Path(work_dir or ROOT / "runs")
+    return Experiment(setting, budget, seeds, parameters, data, out, work)

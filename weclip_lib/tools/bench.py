@@ -207,9 +207,9 @@ class Bench:
 
     def step(self) -> None:
         model = self.model
-        frozen = model.freeze(self.images, self.labels)
-        logits, affinity = model.decoder(frozen.tokens, tuple(frozen.cam.shape[-2:]))
-        label = model.pseudo_label(model.refine_cam(frozen, affinity), self.images, self.labels)
+        features = model.extract(self.images, self.labels)
+        logits, affinity = model.decoder(features.tokens, tuple(features.cam.shape[-2:]))
+        label = model.label(features, self.images, self.labels, affinity)
         self.learn(logits, affinity, label)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -226,16 +226,16 @@ class Bench:
     def parts(self) -> Iterator[tuple[str, Callable[[], object], str]]:
         """Name, work, and name of the part that it is compared with."""
         model, labels = self.model, self.labels
-        features = model.backbone.encode_image(self.images)
-        frozen, grid = model.freeze(self.images, labels), features.grid
+        seen = model.backbone.encode_image(self.images)
+        features, grid = model.extract(self.images, labels), seen.grid
         with torch.no_grad():
-            _, affinity = model.decoder(frozen.tokens, grid)
-        refined = model.refine_cam(frozen, affinity)
+            _, affinity = model.decoder(features.tokens, grid)
+        refined = model.refine_cam(features, affinity)
         label = model.pseudo_label(refined, self.images, labels)
         texts = model.foreground, model.background
         yield BASE, self.blocks, BASE
-        yield "Grad-CAM", lambda: cam.grad_cam(model.backbone, features, *texts, labels), BASE
-        yield "boxes, RFM, refined CAMs", lambda: model.refine_cam(frozen, affinity), BASE
+        yield "Grad-CAM", lambda: cam.grad_cam(model.backbone, seen, *texts, labels), BASE
+        yield "boxes, RFM, refined CAMs", lambda: model.refine_cam(features, affinity), BASE
         yield (
             "PAR, pseudo labels",
             lambda: model.pseudo_label(refined, self.images, labels),
@@ -243,7 +243,7 @@ class Bench:
         )
         yield (
             "decoder, losses, backward",
-            lambda: self.learn(*model.decoder(frozen.tokens, grid), label),
+            lambda: self.learn(*model.decoder(features.tokens, grid), label),
             BASE,
         )
         yield "AdamW", self.optimizer.step, BASE

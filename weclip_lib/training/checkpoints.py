@@ -48,7 +48,7 @@ def _random_states(group: Group) -> dict[str, Tensor]:
     }
 
 
-def save_state(
+def save_checkpoint(
     folder: Path,
     step: int,
     decoder: nn.Module,
@@ -153,14 +153,14 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
     return about, *tensors
 
 
-def load_state(
+def load_checkpoint(
     path: Path,
     decoder: nn.Module,
     optimizer: torch.optim.Optimizer,
     settings: dict,
     group: Group,
 ) -> dict:
-    """Put a run back into the state of a checkpoint; returns what `save_state` was told.
+    """Put a run back into the state of a checkpoint; returns what `save_checkpoint` was told.
 
     A process that was not among those of the checkpoint draws its dropout anew.
 

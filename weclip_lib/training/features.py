@@ -1,4 +1,4 @@
-"""Frozen features of a whole data set, and static pseudo labels of them, computed once.
+"""Features of a whole data set by the frozen part, and static pseudo labels of them, computed once.
 
 Only for pictures of one size that training shows plain or flipped. Both lie on disk, in folders
 named by a hash of everything their content depends on, so that a changed picture, backbone or
@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from weclip_lib.data.datasets import LabelledImages, batches, normalise
-from weclip_lib.model import Frozen, WeCLIP
+from weclip_lib.model import Features, WeCLIP
 from weclip_lib.storage.files import locked, whole
 from weclip_lib.storage.provenance import source_hash
 
@@ -45,7 +45,7 @@ def _key(*about: object) -> str:
     return sha256(repr(about).encode()).hexdigest()[:16]
 
 
-class FrozenDataset:
+class FeatureCache:
     """Tokens, attention and initial CAMs of every picture, plain and flipped.
 
     Tokens and attention are kept in half precision, CAMs in single. Picture `index` flipped is
@@ -64,7 +64,7 @@ class FrozenDataset:
     def __init__(
         self, model: WeCLIP, dataset: LabelledImages, folder: Path, *, batch: int = 8
     ) -> None:
-        self.labels = dataset.image_labels.repeat(2, 1)
+        self.image_labels = dataset.image_labels.repeat(2, 1)
         self.layers = model.method.attention_layers
         self.key = self._key(model, dataset)
         path = folder / f"features-{self.key}"
@@ -85,7 +85,7 @@ class FrozenDataset:
         self.statistics = model.backbone.statistics
 
     def _key(self, model: WeCLIP, dataset: LabelledImages) -> str:
-        about = frozen_key(model), model.backbone.statistics, self.layers, dataset.digest()
+        about = features_key(model), model.backbone.statistics, self.layers, dataset.digest()
         return _key(source_hash("training.features"), *about)
 
     def _write(self, model: WeCLIP, dataset: LabelledImages, path: Path, batch: int) -> None:
@@ -103,15 +103,15 @@ class FrozenDataset:
             with (
                 (partial / "tokens.f16").open("wb") as tokens,
                 (partial / "attention.f16").open("wb") as attention,
-                tqdm(total=len(images), desc="freezing features", unit="picture") as progress,
+                tqdm(total=len(images), desc="caching features", unit="picture") as progress,
             ):
                 for rows in batches(range(len(images)), batch):
                     pixels = normalise([images[row] for row in rows], model.backbone.statistics)
-                    frozen = model.freeze(pixels, self.labels[rows])
-                    cams.append(frozen.cam)
+                    features = model.extract(pixels, self.image_labels[rows])
+                    cams.append(features.cam)
                     for name, file, value in (
-                        ("tokens", tokens, frozen.tokens),
-                        ("attention", attention, frozen.attention),
+                        ("tokens", tokens, features.tokens),
+                        ("attention", attention, features.attention),
                     ):
                         halves = value.transpose(0, 1).half().contiguous()
                         file.write(halves.numpy().tobytes())
@@ -123,16 +123,16 @@ class FrozenDataset:
             save_file(small, partial / "small.safetensors")
             (partial / "about.json").write_text(json.dumps(about))
 
-    def patches(self, rows: list[int]) -> Float[Tensor, "block batch patch width"]:
+    def tokens_of(self, rows: list[int]) -> Float[Tensor, "block batch patch width"]:
         """The patch tokens of some rows, in single precision."""
         return torch.from_numpy(self.tokens[rows]).float().transpose(0, 1)
 
-    def frozen(self, rows: list[int]) -> Frozen:
+    def features_of(self, rows: list[int]) -> Features:
         """All features of some rows, in single precision."""
         attention = torch.from_numpy(self.attention[rows]).float().transpose(0, 1)
-        return Frozen(self.patches(rows), attention, self.cam[rows])
+        return Features(self.tokens_of(rows), attention, self.cam[rows])
 
-    def pixels(self, rows: list[int]) -> Float[Tensor, "batch 3 height width"]:
+    def pixels_of(self, rows: list[int]) -> Float[Tensor, "batch 3 height width"]:
         """The normalised pictures of some rows."""
         return normalise(list(self.images[rows].numpy()), self.statistics)
 
@@ -149,14 +149,14 @@ def backbone_key(model: WeCLIP) -> str:
     return _hash(model.backbone.state_dict().values())
 
 
-def frozen_key(model: WeCLIP) -> str:
+def features_key(model: WeCLIP) -> str:
     """Hash of the backbone's weights and of the prompts' embeddings."""
     return _hash((*model.backbone.state_dict().values(), model.foreground, model.background))
 
 
 @dataclass(frozen=True)
 class StaticLabels:
-    """What frozen parts alone make of every row of a `FrozenDataset`."""
+    """What frozen parts alone make of every row of a `FeatureCache`."""
 
     cam: Float[Tensor, "image fg grid_h grid_w"]  # spread along the attention
     label: UInt8[Tensor, "image height width"]
@@ -164,24 +164,24 @@ class StaticLabels:
 
 
 def static_labels(
-    model: WeCLIP, features: FrozenDataset, folder: Path, *, batch: int = 8
+    model: WeCLIP, cache: FeatureCache, folder: Path, *, batch: int = 8
 ) -> StaticLabels:
     """Static pseudo labels by the model's method, from `folder` if they are there."""
     method = asdict(model.method)
     for later in [name for name in method if name.startswith(("rfm_", "affinity_"))]:
         method.pop(later)  # plays no part in them
-    key = _key(source_hash("training.features"), features.key, method)
+    key = _key(source_hash("training.features"), cache.key, method)
     path = folder / f"labels-{key}.safetensors"
     with locked(path):
         if not path.exists():
             began = time.process_time()
             cams, made = [], []
-            rows = list(range(len(features.labels)))
+            rows = list(range(len(cache.image_labels)))
             with tqdm(total=len(rows), desc="making static labels", unit="picture") as progress:
                 for part in batches(rows, batch):
-                    refined = model.refine_cam(features.frozen(part))
+                    refined = model.refine_cam(cache.features_of(part))
                     label = model.pseudo_label(
-                        refined, features.pixels(part), features.labels[part]
+                        refined, cache.pixels_of(part), cache.image_labels[part]
                     )
                     cams.append(refined)
                     made.append(label.to(torch.uint8))

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,12 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from weclip_lib.config import Budget
-from weclip_lib.data.datasets import batches
-from weclip_lib.model import Frozen, WeCLIP
+from weclip_lib.model import WeCLIP
 from weclip_lib.storage.files import write_text
-from weclip_lib.training.checkpoints import load_state, newest, save_state
+from weclip_lib.training.checkpoints import load_checkpoint, newest, save_checkpoint
 from weclip_lib.training.distributed import Group
-from weclip_lib.training.features import FrozenDataset, backbone_key
+from weclip_lib.training.features import backbone_key
 from weclip_lib.training.sources import Batch, Source
 
 WARMUP_RATIO = 1e-6  # of the learning rate, at step 0; official PolyWarmupAdamW
@@ -61,25 +60,8 @@ def build_optimizer(model: WeCLIP, budget: Budget) -> torch.optim.AdamW:
     )
 
 
-def rfm_label(
-    model: WeCLIP, features: FrozenDataset, rows: Sequence[int], *, batch: int = 8
-) -> UInt8[Tensor, "row height width"]:
-    """The pseudo labels that the RFM makes of some rows, with the decoder as it is now."""
-    training, found = model.training, []
-    model.eval()
-    for part in batches(rows, batch):
-        frozen = features.frozen(part)
-        with torch.no_grad():
-            _, affinity = model.decoder(frozen.tokens, tuple(frozen.cam.shape[-2:]))
-        refined = model.refine_cam(frozen, affinity)
-        label = model.pseudo_label(refined, features.pixels(part), features.labels[part])
-        found.append(label.to(torch.uint8))
-    model.train(training)
-    return torch.cat(found)
-
-
 @dataclass(frozen=True)
-class Long:
+class RunOptions:
     """What a run of hours or days needs besides; the defaults are those of a short one."""
 
     folder: Path | None = None  # of checkpoints; None: none are kept, and nothing is resumed
@@ -105,36 +87,21 @@ def _settings(model: WeCLIP, source: Source, budget: Budget, seed: int) -> dict:
     }
 
 
-def _made_label(model: WeCLIP, batch: Batch, frozen: Frozen, affinity: Tensor | None) -> Tensor:
-    """By the RFM with the decoder's affinity, by CLIP's attention without."""
-    refined = model.refine_cam(frozen, affinity)
-    return model.pseudo_label(refined, batch.pixels(), batch.image_labels, padded=batch.padded)
-
-
 def _loss_of_step(
-    model: WeCLIP, parts: Sequence[Batch], use_rfm: bool, long: Long
+    model: WeCLIP, parts: Sequence[Batch], use_rfm: bool, options: RunOptions
 ) -> Float[Tensor, "3"]:
     """(total, segmentation, affinity) loss of this process's share of a batch, with a graph.
 
     Pixels and pairs are counted over all parts and processes before anything is divided, so that
     the sum over them is the loss of the whole batch.
     """
-    outputs = []
-    for batch in parts:
-        with torch.autocast(long.group.device.partition(":")[0], torch.bfloat16, enabled=long.bf16):
-            frozen = batch.frozen() if use_rfm or batch.label is None else None
-            tokens = frozen.tokens if frozen else batch.tokens()
-            logits, affinity = model.decoder(tokens, batch.grid)
-        label = batch.label
-        if frozen is not None:
-            label = _made_label(model, batch, frozen, affinity if use_rfm else None)
-        outputs.append((logits, affinity, label))
+    outputs = [_outputs(model, batch, use_rfm, options) for batch in parts]
     totals = None
-    if len(parts) * long.group.count > 1:
+    if len(parts) * options.group.count > 1:
         counted = [
             model.loss_counts(label, tuple(logits.shape[-2:])) for logits, _, label in outputs
         ]
-        totals = long.group.sum(torch.stack(counted).sum(0))
+        totals = options.group.sum(torch.stack(counted).sum(0))
     found = []
     for output in outputs:
         segmentation, pairwise = model.losses(*output, totals)
@@ -143,18 +110,144 @@ def _loss_of_step(
     return torch.stack(found).sum(0) if len(found) > 1 else found[0]
 
 
-def _refuse_batch(
-    source: Source, budget: Budget, seed: int, step: int, losses: Tensor, long: Long
-) -> None:
-    """Stop at a loss that is not finite, and name the pictures of its batch."""
-    names = source.names(source.drawn(seed, step, budget.batch))
-    about = {"iteration": step + 1, "losses": losses.tolist(), "pictures": names}
-    if long.folder and long.group.is_first:
-        write_text(long.folder / "failed_batch.json", json.dumps(about, indent=1))
-    raise FloatingPointError(
-        f"the loss is {losses.tolist()} at step {step + 1}, with {', '.join(names)}: "
-        "lower the learning rate, or look at these pictures"
-    )
+def _outputs(
+    model: WeCLIP, batch: Batch, use_rfm: bool, options: RunOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits and affinity of the decoder, and the label that they are held against.
+
+    The label is the given one until the RFM starts; where none is given, it is made by CLIP's
+    attention. Then the RFM makes it, with the decoder's affinity of this step.
+    """
+    label = None if use_rfm else batch.label
+    device = options.group.device.partition(":")[0]
+    with torch.autocast(device, torch.bfloat16, enabled=options.bf16):
+        features = batch.features() if label is None else None
+        tokens = batch.tokens() if features is None else features.tokens
+        logits, affinity = model.decoder(tokens, batch.grid)
+    if features is not None:
+        label = model.label(
+            features,
+            batch.pixels(),
+            batch.image_labels,
+            affinity if use_rfm else None,
+            padded=batch.padded,
+        )
+    return logits, affinity, label
+
+
+def _check_batch(source: Source, budget: Budget, options: RunOptions) -> None:
+    """Refuse a batch that the pictures do not fill, or that cannot be shared out."""
+    if len(source) < budget.batch:
+        raise ValueError(
+            f"{len(source)} pictures, mirrored ones included, do not fill a batch of "
+            f"{budget.batch}: train on more, or take a smaller batch"
+        )
+    count, parts = options.group.count, options.accumulate
+    if budget.batch % (count * parts):
+        raise ValueError(
+            f"a batch of {budget.batch} cannot be cut in {count * parts} equal parts "
+            f"({count} process(es), {parts} accumulated): choose another size"
+        )
+
+
+class _Run:
+    """What the steps of one run share, and what they have logged so far."""
+
+    def __init__(
+        self, model: WeCLIP, source: Source, budget: Budget, seed: int, options: RunOptions
+    ) -> None:
+        self.model, self.source, self.budget, self.seed = model, source, budget, seed
+        self.options, self.group = options, options.group
+        self.optimizer = build_optimizer(model, budget)
+        self.rfm_from = round(model.method.rfm_start * budget.steps)
+        self.settings = _settings(model, source, budget, seed) if options.folder else {}
+        self.history: list[dict[str, float]] = []
+        self.pending: list[Tensor] = []  # losses of the steps since the last point of the curve
+
+    def resume(self) -> int:
+        """Go on from the newest checkpoint, if there is one; returns how many steps are done."""
+        folder = self.options.folder
+        found = newest(folder, self.group) if folder else None
+        if found is None:
+            return 0
+        decoder = self.model.decoder
+        about = load_checkpoint(found, decoder, self.optimizer, self.settings, self.group)
+        self.history = about["history"]
+        self.pending = [torch.tensor(one, device=self.group.device) for one in about["losses"]]
+        return about["step"]
+
+    def batches(self, steps: range) -> Iterator[list[Batch]]:
+        """This process's parts of the batch of every step."""
+        parts, rank = self.options.accumulate, self.group.rank
+        mine = range(rank * parts, (rank + 1) * parts)
+        coming = self.source.batches(
+            self.model, self.seed, steps, self.budget.batch, mine, parts * self.group.count
+        )
+        for _ in steps:
+            yield [next(coming) for _ in mine]
+
+    def step(self, number: int, parts: Sequence[Batch]) -> None:
+        """One step of the optimizer."""
+        losses = _loss_of_step(self.model, parts, number >= self.rfm_from, self.options)
+        for settled in self.optimizer.param_groups:
+            settled["lr"] = learning_rate(number, self.budget)
+        self.optimizer.zero_grad()
+        losses[0].backward()
+        self.group.sum_gradients(self.model.decoder.parameters())
+        self.optimizer.step()
+        self.pending.append(self.group.sum(losses.detach().clone()))
+
+    def after(self, done: int) -> None:
+        """Log, validate and save where it is time for it, after so many steps."""
+        options, ended = self.options, done == self.budget.steps
+        if done % LOG_EVERY == 0 or ended:
+            self._refuse_broken(done)
+            names = ("loss", "segmentation_loss", "affinity_loss")
+            means = torch.stack(self.pending).mean(0).tolist()
+            self.pending.clear()
+            self._log(done, dict(zip(names, means, strict=True)))
+        if options.validate and options.validate_every and done % options.validate_every == 0:
+            self._log(done, {"miou": self._validated()})
+        if options.folder and (done % options.checkpoint_every == 0 or ended):
+            self._refuse_broken(done)
+            losses = [one.tolist() for one in self.pending]
+            about = {"settings": self.settings, "history": self.history, "losses": losses}
+            decoder = self.model.decoder
+            save_checkpoint(options.folder, done, decoder, self.optimizer, about, self.group)
+
+    def _log(self, done: int, values: dict[str, float]) -> None:
+        self.history.append({"iteration": done, **values})
+        if self.options.note:
+            self.options.note(self.history)
+
+    def _refuse_broken(self, done: int) -> None:
+        """Stop at a loss that is not finite, before it is saved, and name its pictures.
+
+        This is done rarely, since a device has to be waited for.
+        """
+        window = torch.stack(self.pending) if self.pending else torch.zeros(1, 3)
+        broken = (~window.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+        if not broken:
+            return
+        step, losses = done - len(self.pending) + broken[0], window[broken[0]].tolist()
+        names = self.source.names(self.source.drawn(self.seed, step, self.budget.batch))
+        about = {"iteration": step + 1, "losses": losses, "pictures": names}
+        if self.options.folder and self.group.is_first:
+            write_text(self.options.folder / "failed_batch.json", json.dumps(about, indent=1))
+        raise FloatingPointError(
+            f"the loss is {losses} at step {step + 1}, with {', '.join(names)}: "
+            "lower the learning rate, or look at these pictures"
+        )
+
+    def _validated(self) -> float:
+        """Score of the decoder as it is, without dropout; random state and mode are as before."""
+        states = torch.get_rng_state()
+        first = self.group.is_first
+        score = self.options.validate(self.model.eval()) if first else float("nan")
+        torch.set_rng_state(states)
+        self.model.train()
+        self.group.wait()
+        return score
 
 
 def train_decoder(
@@ -163,9 +256,9 @@ def train_decoder(
     budget: Budget,
     *,
     seed: int,
-    watch: Callable[[WeCLIP, int], UInt8[Tensor, "row height width"]] | None = None,
+    watcher: Callable[[WeCLIP, int], UInt8[Tensor, "row height width"]] | None = None,
     progress: str = "training",
-    long: Long = Long(),
+    options: RunOptions = RunOptions(),
 ) -> Trained:
     """Train the decoder in place, on given or static labels until the RFM starts, then on its own.
 
@@ -176,11 +269,10 @@ def train_decoder(
         source: Pictures, and labels where they are given.
         budget: `batch` counts pictures of all processes and accumulated parts together.
         seed: Of the order of the pictures and of dropout; the decoder is as it is passed.
-        watch: Makes pseudo labels, of the model and the step, that are kept ten times on the way.
-            Training does not depend on them, and sees no score: somebody else holds them against
-            masks.
+        watcher: Makes pseudo labels of the model and the step. They are kept ten times on the way.
+            Training does not depend on them, and sees no score.
         progress: Name of the bar.
-        long: Checkpoints, validation, precision, processes. A run goes on from its newest
+        options: Checkpoints, validation, precision, processes. A run goes on from its newest
             checkpoint, and ends with the weights that it would have had without a stop.
 
     Raises:
@@ -188,86 +280,30 @@ def train_decoder(
             parts, or a checkpoint does not fit.
         FloatingPointError: If the loss is not finite.
     """
-    if len(source) < budget.batch:
-        raise ValueError(
-            f"{len(source)} pictures, mirrored ones included, do not fill a batch of "
-            f"{budget.batch}: train on more, or take a smaller batch"
-        )
-    group, shares = long.group, long.accumulate * long.group.count
-    if budget.batch % shares:
-        raise ValueError(
-            f"a batch of {budget.batch} cannot be cut in {shares} equal parts "
-            f"({group.count} process(es), {long.accumulate} accumulated): choose another size"
-        )
-    torch.manual_seed(seed + group.rank)
+    _check_batch(source, budget, options)
+    torch.manual_seed(seed + options.group.rank)
     began = time.process_time()
-    times = range(1, 1 + WATCHED_TIMES) if watch else ()
+    times = range(1, 1 + WATCHED_TIMES) if watcher else ()
     watched_at = sorted({math.ceil(budget.steps * n / WATCHED_TIMES) for n in times})
-    kept = []
-    optimizer = build_optimizer(model, budget)
-    rfm_from = round(model.method.rfm_start * budget.steps)
-    history, losses, first = [], [], 0
-    settings = _settings(model, source, budget, seed) if long.folder else {}
-    if long.folder and (found := newest(long.folder, group)):
-        about = load_state(found, model.decoder, optimizer, settings, group)
-        history, first = about["history"], about["step"]
-        losses = [torch.tensor(one, device=group.device) for one in about["losses"]]
-    group.share_weights(model.decoder)
+    watched = []
+    run = _Run(model, source, budget, seed, options)
+    steps = range(run.resume(), budget.steps)
+    options.group.share_weights(model.decoder)
     model.train()
-    mine = range(group.rank * long.accumulate, (group.rank + 1) * long.accumulate)
-    steps = range(first, budget.steps)
-
-    def refuse_broken() -> None:
-        """Looked at rarely, since a device has to be waited for; never after the state is kept."""
-        window = torch.stack(losses) if losses else torch.zeros(1, 3)
-        for at in (~window.isfinite().all(dim=1)).nonzero()[:1, 0].tolist():
-            _refuse_batch(source, budget, seed, done - len(losses) + at, window[at], long)
-
-    batches = source.batches(model, seed, steps, budget.batch, mine, shares)
-    for step in tqdm(
-        steps, desc=progress, unit="step", initial=first, total=budget.steps,
-        disable=not group.is_first,
-    ):  # fmt: skip
-        parts = [next(batches) for _ in mine]
-        found = _loss_of_step(model, parts, step >= rfm_from, long)
-        for settled in optimizer.param_groups:
-            settled["lr"] = learning_rate(step, budget)
-        optimizer.zero_grad()
-        found[0].backward()
-        group.sum_gradients(model.decoder.parameters())
-        optimizer.step()
-        losses.append(group.sum(found.detach().clone()))
-        done = step + 1
-        if done % LOG_EVERY == 0 or done == budget.steps:
-            refuse_broken()
-            names = ("loss", "segmentation_loss", "affinity_loss")
-            means = dict(zip(names, torch.stack(losses).mean(0).tolist(), strict=True))
-            history.append({"iteration": done, **means})
-            losses.clear()
-            if long.note:
-                long.note(history)
-        if long.validate and long.validate_every and done % long.validate_every == 0:
-            history.append({"iteration": done, "miou": _validated(model, long)})
-            if long.note:
-                long.note(history)
-        if long.folder and (done % long.checkpoint_every == 0 or done == budget.steps):
-            refuse_broken()
-            pending = [one.tolist() for one in losses]
-            about = {"settings": settings, "history": history, "losses": pending}
-            save_state(long.folder, done, model.decoder, optimizer, about, group)
-        if done in watched_at:
+    bar = tqdm(
+        zip(steps, run.batches(steps), strict=True),
+        desc=progress,
+        unit="step",
+        initial=steps.start,
+        total=budget.steps,
+        disable=not options.group.is_first,
+    )
+    for step, parts in bar:
+        run.step(step, parts)
+        run.after(step + 1)
+        if step + 1 in watched_at:
             paused = time.process_time()
-            kept.append(watch(model, done))
+            watched.append(watcher(model, step + 1))
             began += time.process_time() - paused
-    watched = torch.stack(kept) if kept else NOTHING
-    return Trained(model.eval(), history, time.process_time() - began, watched, watched_at)
-
-
-def _validated(model: WeCLIP, long: Long) -> float:
-    """Score of the decoder as it is, without dropout; random state and mode are as before."""
-    states = torch.get_rng_state()
-    score = long.validate(model.eval()) if long.group.is_first else float("nan")
-    torch.set_rng_state(states)
-    model.train()
-    long.group.wait()
-    return score
+    kept = torch.stack(watched) if watched else NOTHING
+    return Trained(model.eval(), run.history, time.process_time() - began, kept, watched_at)

@@ -1,10 +1,11 @@
-"""What a training step learns from: frozen features from disk, or pictures augmented anew.
+"""What a training step learns from: cached features, or pictures augmented anew.
 
 Which pictures a step takes, and how they are augmented, follows from the seed and the number of
 the step alone, so that a resumed run goes on as if it had never stopped.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -17,25 +18,67 @@ from torch.utils.data import DataLoader, Dataset
 
 from weclip_lib.data.datasets import LabelledImages, MaskedImages, normalise_pixels
 from weclip_lib.labels import IGNORE_INDEX
-from weclip_lib.model import Frozen, WeCLIP
+from weclip_lib.model import Features, WeCLIP
 from weclip_lib.storage.files import Unusable
-from weclip_lib.training.features import FrozenDataset
+from weclip_lib.training.features import FeatureCache
 
 SCALES = (0.5, 2.0)  # of an augmented picture; official datasets/transforms.py, REFERENCE 38
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Pictures of a step; what is costly is made only when asked for."""
+class Batch(ABC):
+    """Pictures of a step. Tokens and features are read or computed on demand: they are costly."""
 
     rows: list[int]
-    image_labels: Float[Tensor, "batch fg"]
+    image_labels: Float[Tensor, "batch fg"]  # on the CPU: see cam.present_classes
     grid: tuple[int, int]
     label: Integer[Tensor, "batch height width"] | None  # given: true masks, or static labels
     padded: Bool[Tensor, "batch height width"] | None  # pixels that are no picture
-    tokens: Callable[[], Float[Tensor, "block batch patch width"]]
-    frozen: Callable[[], Frozen]
-    pixels: Callable[[], Float[Tensor, "batch 3 height width"]]
+
+    @abstractmethod
+    def tokens(self) -> Float[Tensor, "block batch patch width"]:
+        """Of all blocks that the decoder may read."""
+
+    @abstractmethod
+    def features(self) -> Features:
+        """All that the frozen part says."""
+
+    @abstractmethod
+    def pixels(self) -> Float[Tensor, "batch 3 height width"]:
+        """Normalised."""
+
+
+@dataclass(frozen=True)
+class CachedBatch(Batch):
+    """Rows of a cache."""
+
+    cache: FeatureCache
+
+    def tokens(self) -> Float[Tensor, "block batch patch width"]:
+        return self.cache.tokens_of(self.rows)
+
+    def features(self) -> Features:
+        return self.cache.features_of(self.rows)
+
+    def pixels(self) -> Float[Tensor, "batch 3 height width"]:
+        return self.cache.pixels_of(self.rows)
+
+
+@dataclass(frozen=True)
+class EncodedBatch(Batch):
+    """Pictures that the backbone encodes now."""
+
+    model: WeCLIP
+    images: Float[Tensor, "batch 3 height width"]
+
+    def tokens(self) -> Float[Tensor, "block batch patch width"]:
+        return self.model.backbone.encode_image(self.images, maps=0).tokens[:, :, 1:]
+
+    def features(self) -> Features:
+        return self.model.extract(self.images, self.image_labels)
+
+    def pixels(self) -> Float[Tensor, "batch 3 height width"]:
+        return self.images
 
 
 def _digest(about: object) -> str:
@@ -48,24 +91,24 @@ def part_of(rows: Sequence, part: int, of: int) -> list:
     return list(rows[part * size : (part + 1) * size])
 
 
-class FrozenSource:
-    """Frozen features of pictures, plain or mirrored, with a given label for each.
+class CachedSource:
+    """Cached features of pictures, plain or mirrored, with a given label for each.
 
     Args:
-        labels: Of every row of `features`: static pseudo labels, or true masks.
+        labels: Of every row of `cache`: static pseudo labels, or true masks.
         rows: To train on; None: all.
     """
 
     def __init__(
         self,
-        features: FrozenDataset,
+        cache: FeatureCache,
         labels: UInt8[Tensor, "row height width"],
         rows: Sequence[int] | None = None,
     ) -> None:
-        self.features, self.labels = features, labels
-        self.pool = list(range(len(features.labels)) if rows is None else rows)
+        self.cache, self.labels = cache, labels
+        self.pool = list(range(len(cache.image_labels)) if rows is None else rows)
         given = sha256(labels.numpy().tobytes()).hexdigest()
-        self.about = {"features": features.key, "labels": given, "rows": _digest(self.pool)}
+        self.about = {"features": cache.key, "labels": given, "rows": _digest(self.pool)}
         self.key = _digest(self.about)
 
     def __len__(self) -> int:
@@ -89,18 +132,15 @@ class FrozenSource:
         rng = np.random.default_rng([seed, step])
         return rng.choice(self.pool, size, replace=False).tolist()
 
-    def batch(self, rows: list[int]) -> Batch:
+    def batch(self, rows: list[int]) -> CachedBatch:
         """Some rows."""
-        features = self.features
-        return Batch(
+        return CachedBatch(
             rows=rows,
-            image_labels=features.labels[rows],
-            grid=tuple(features.cam.shape[-2:]),
+            image_labels=self.cache.image_labels[rows],
+            grid=tuple(self.cache.cam.shape[-2:]),
             label=self.labels[rows].long(),
             padded=None,
-            tokens=lambda: features.patches(rows),
-            frozen=lambda: features.frozen(rows),
-            pixels=lambda: features.pixels(rows),
+            cache=self.cache,
         )
 
 
@@ -252,25 +292,17 @@ class AugmentedSource:
             if isinstance(found, Unusable):
                 raise found
             pixels, padded, label, rows = found
-            shown = pixels.to(device, non_blocking=True)
-            shown = normalise_pixels(shown, model.backbone.statistics)
-            yield self._batch(model, shown, padded.to(device), label, rows)
-
-    def _batch(
-        self, model: WeCLIP, pixels: Tensor, padded: Tensor, label: Tensor | None, rows: list[int]
-    ) -> Batch:
-        image_labels = self.images.image_labels[rows]  # on the CPU: see cam.present_classes
-        side = self.crop // model.backbone.patch_size
-        return Batch(
-            rows=rows,
-            image_labels=image_labels,
-            grid=(side, side),
-            label=None if label is None else label.to(pixels.device).long(),
-            padded=padded,
-            tokens=lambda: model.backbone.encode_image(pixels, maps=0).tokens[:, :, 1:],
-            frozen=lambda: model.freeze(pixels, image_labels),
-            pixels=lambda: pixels,
-        )
+            images = pixels.to(device, non_blocking=True)
+            side = self.crop // model.backbone.patch_size
+            yield EncodedBatch(
+                rows=rows,
+                image_labels=self.images.image_labels[rows],
+                grid=(side, side),
+                label=None if label is None else label.to(device).long(),
+                padded=padded.to(device),
+                model=model,
+                images=normalise_pixels(images, model.backbone.statistics),
+            )
 
 
-Source = FrozenSource | AugmentedSource
+Source = CachedSource | AugmentedSource

@@ -28,10 +28,10 @@ from weclip_lib.storage.provenance import outside_results, seed_everything, sour
 from weclip_lib.storage.tensors import load_weights, read_note, read_tensors, save_weights
 from weclip_lib.training.checkpoints import checkpoints
 from weclip_lib.training.distributed import Group, joined
-from weclip_lib.training.features import FrozenDataset, frozen_key
-from weclip_lib.training.loop import NOTHING, Long, Trained, rfm_label, train_decoder
+from weclip_lib.training.features import FeatureCache, features_key
+from weclip_lib.training.loop import NOTHING, RunOptions, Trained, train_decoder
 from weclip_lib.training.sources import AugmentedSource, Source
-from weclip_lib.training.watch import Watcher, curve_writer
+from weclip_lib.training.watch import Watcher, curve_writer, rfm_labels
 
 
 def decoder_key(model: WeCLIP, source: Source, budget: Budget, seed: int) -> str:
@@ -41,7 +41,7 @@ def decoder_key(model: WeCLIP, source: Source, budget: Budget, seed: int) -> str
         asdict(budget),
         seed,
         [tuple(p.shape) for p in model.decoder.parameters()],
-        frozen_key(model),
+        features_key(model),
         source.key,
         source_hash("training.train"),
     )
@@ -55,8 +55,8 @@ def trained_decoder(
     *,
     seed: int,
     folder: Path,
-    features: FrozenDataset | None = None,
-    watch: Sequence[int] = (),
+    cache: FeatureCache | None = None,
+    watched_rows: Sequence[int] = (),
     progress: str = "training",
 ) -> Trained:
     """`train_decoder` on a new model, or the same run's weights from `folder` if they are there.
@@ -64,23 +64,26 @@ def trained_decoder(
     Args:
         build: Makes the model; called after seeding, so that its decoder follows from the seed.
         folder: Finished decoders, named by a hash of all that they depend on.
-        features: Of pictures that are watched.
-        watch: Rows of `features` whose pseudo labels are kept on the way.
+        cache: Of pictures that are watched.
+        watched_rows: Of `cache`; their pseudo labels are kept on the way.
     """
     seed_everything(seed)
     model = build()
     path = folder / f"{decoder_key(model, source, budget, seed)}.safetensors"
-    watching = sha256(repr((features.key, list(watch)) if watch else "").encode()).hexdigest()[:16]
+    watched = (cache.key, list(watched_rows)) if watched_rows else ""
+    watching = sha256(repr(watched).encode()).hexdigest()[:16]
     beside = folder / "watched" / f"{path.stem}-{watching}.safetensors"
     with locked(path):
-        if path.exists() and (not watch or beside.exists()):
+        if path.exists() and (not watched_rows or beside.exists()):
             load_weights(model.decoder, read_tensors(path), str(path))
-            kept = load_file(beside) if watch else {"labels": NOTHING, "at": torch.empty(0)}
+            kept = load_file(beside) if watched_rows else {"labels": NOTHING, "at": torch.empty(0)}
             at = kept["at"].tolist()
             return Trained(model.eval(), **read_note(path), watched=kept["labels"], watched_at=at)
-        look = (lambda now, _: rfm_label(now, features, watch)) if watch else None
-        trained = train_decoder(model, source, budget, seed=seed, watch=look, progress=progress)
-        if watch:
+        watcher = (lambda now, _: rfm_labels(now, cache, watched_rows)) if watched_rows else None
+        trained = train_decoder(
+            model, source, budget, seed=seed, watcher=watcher, progress=progress
+        )
+        if watched_rows:
             at = torch.tensor(trained.watched_at)
             with whole(beside) as partial:
                 save_file({"labels": trained.watched, "at": at}, partial)
@@ -169,11 +172,11 @@ def _run(arguments: Train, group: Group) -> None:
     model = WeCLIP(backbone, setting.labels, setting.method, setting.decoder).to(group.device)
     validate = None
     if arguments.validate_every:
-        judged = MaskedImages(
+        masked = MaskedImages(
             data, arguments.val, setting.labels, min_size=size, limit=arguments.validate_pictures
         )
-        validate = validation(setting, model, judged)
-    long = Long(
+        validate = validation(setting, model, masked)
+    options = RunOptions(
         folder=folder,
         checkpoint_every=arguments.checkpoint_every,
         validate=validate,
@@ -185,14 +188,14 @@ def _run(arguments: Train, group: Group) -> None:
     )
     source = AugmentedSource(images, budget.crop, workers=arguments.workers)
     note = trained_note(setting, budget.steps)
-    watch = None
+    watcher = None
     if arguments.watch:
         shown = LabelledImages(
             data, split, setting.labels, min_size=size, limit=arguments.watch,
             square=budget.crop, skip_broken=arguments.skip_broken,
         )  # fmt: skip
-        watch = Watcher(shown, folder, note, writes=group.is_first)
-    train_decoder(model, source, budget, seed=arguments.seed, watch=watch, long=long)
+        watcher = Watcher(shown, folder, note, writes=group.is_first)
+    train_decoder(model, source, budget, seed=arguments.seed, watcher=watcher, options=options)
     if group.is_first:
         save_weights(model.decoder, finished, note)
         tqdm.write(f"wrote {finished}", file=sys.stderr)

@@ -1,24 +1,25 @@
 """Files of a run to look at: the labels of fixed pictures ten times on the way, and the curve.
 
-Masks are not read here: what is kept is held against them afterwards (`judge.py`).
+Masks are not read here: what is kept is held against them afterwards (`evaluation.errors`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from weclip_lib.backbone import Backbone
-from weclip_lib.data.datasets import LabelledImages, normalise
+from weclip_lib.data.datasets import LabelledImages, batches, normalise
 from weclip_lib.decoder import Decoder
 from weclip_lib.evaluation.scores import label_map
-from weclip_lib.model import WeCLIP
+from weclip_lib.model import Features, WeCLIP
 from weclip_lib.storage.files import reading, write_text
 from weclip_lib.storage.tensors import load_weights, read_note, read_tensors, save_tensors
+from weclip_lib.training.features import FeatureCache
 
 FOLDER = "watched"
 DECODER = "decoder."  # before the names of its tensors
@@ -51,8 +52,34 @@ def curve_writer(folder: Path) -> Callable[[list[dict[str, float]]], None]:
     return write
 
 
+@torch.no_grad()
+def rfm_label(
+    model: WeCLIP,
+    features: Features,
+    pixels: Float[Tensor, "batch 3 height width"],
+    image_labels: Float[Tensor, "batch fg"],
+) -> tuple[UInt8[Tensor, "batch height width"], Float[Tensor, "batch cls grid_h grid_w"]]:
+    """The RFM's pseudo labels with the decoder as it is now, and its logits; without dropout."""
+    training = model.training
+    model.eval()
+    logits, affinity = model.decoder(features.tokens, tuple(features.cam.shape[-2:]))
+    model.train(training)
+    return model.label(features, pixels, image_labels, affinity).to(torch.uint8), logits
+
+
+def rfm_labels(
+    model: WeCLIP, cache: FeatureCache, rows: Sequence[int], *, batch: int = 8
+) -> UInt8[Tensor, "row height width"]:
+    """`rfm_label` of rows of a cache."""
+    found = []
+    for part in batches(rows, batch):
+        given = (cache.features_of(part), cache.pixels_of(part), cache.image_labels[part])
+        found.append(rfm_label(model, *given)[0])
+    return torch.cat(found)
+
+
 class Watcher:
-    """Keeps a decoder, and what it and the RFM say of fixed pictures: `watch` of `train_decoder`.
+    """Keeps a decoder, and what it and the RFM say of fixed pictures (for `train_decoder`).
 
     Args:
         images: Of one size; all of them are watched.
@@ -67,22 +94,17 @@ class Watcher:
         self.images, self.folder, self.writes = images, folder / FOLDER, writes
         self.note = {**note, "names": images.names, "split": images.split}
 
-    @torch.no_grad()
     def __call__(self, model: WeCLIP, step: int) -> UInt8[Tensor, "row height width"]:
         """Write `step-<step>.safetensors`; returns the pseudo labels."""
-        training, device = model.training, next(model.decoder.parameters()).device
-        model.eval()
+        device = next(model.decoder.parameters()).device
         labels, predictions = [], []
         for row in range(len(self.images)):
             pixels = normalise([self.images.image(row)], model.backbone.statistics).to(device)
             tags = self.images.image_labels[row : row + 1]
-            frozen = model.freeze(pixels, tags)
-            logits, affinity = model.decoder(frozen.tokens, tuple(frozen.cam.shape[-2:]))
-            refined = model.refine_cam(frozen, affinity)
-            labels.append(model.pseudo_label(refined, pixels, tags).to(torch.uint8).cpu())
+            label, logits = rfm_label(model, model.extract(pixels, tags), pixels, tags)
+            labels.append(label.cpu())
             size = tuple(pixels.shape[-2:])
             predictions.append(label_map(logits, size).to(torch.uint8).cpu())
-        model.train(training)
         kept = {"pseudo_label": torch.cat(labels), "prediction": torch.cat(predictions)}
         if self.writes:
             save_watched(self.folder / f"step-{step:07d}.safetensors", model, kept, self.note)

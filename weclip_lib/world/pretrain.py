@@ -32,12 +32,12 @@ from weclip_lib.backbone import embed, run_block
 from weclip_lib.commands import Pretrain
 from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
 from weclip_lib.storage.files import whole, write_text
-from weclip_lib.storage.weights import MINICLIP_FOLDER
+from weclip_lib.storage.weights import MINICLIP_FOLDER, MINICLIP_STATISTICS, register_miniclip
 from weclip_lib.world.minivoc import SPLIT_SEEDS, TEMPLATES, draw, draw_many, with_article
 from weclip_lib.world.settings import MINICLIP_ROUNDS, Phase, Pretraining, World
 
 PHRASES = MINIVOC_CLASSES + MINIVOC_BACKGROUNDS
-MEAN, STD = 127.5, 64.0  # of pixels in 0-255; MiniCLIP's statistics
+MEAN, STD = (255 * values[0] for values in MINICLIP_STATISTICS)  # of pixels in 0-255
 
 
 def phase(step: int, recipe: Pretraining) -> Phase:
@@ -430,7 +430,7 @@ def train(
     recipe: Pretraining,
     world: World,
     folder: Path,
-    judge: Callable[[nn.Module, int], dict],
+    evaluate: Callable[[nn.Module, int], dict],
     *,
     processes: int = 1,
     compile_blocks: bool = False,
@@ -441,7 +441,7 @@ def train(
     interrupted goes on as if it had not been.
 
     Args:
-        judge: Called as judge(clip, stride) at every checkpoint; its scores are logged.
+        evaluate: Called as evaluate(clip, stride) at every checkpoint; its scores are logged.
         processes: For drawing the pictures.
         compile_blocks: Run the blocks through torch.compile: a quarter faster on a CPU, but it
             needs a C++ compiler.
@@ -483,7 +483,7 @@ def train(
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
             _save(path, step + 1, clip, optimizers)
             means = dict(zip(LOSSES, torch.stack(history).mean(0).tolist(), strict=True))
-            entry = {"step": step + 1, **means, **judge(clip, stage.stride)}
+            entry = {"step": step + 1, **means, **evaluate(clip, stage.stride)}
             entry["seconds"] = round(time.monotonic() - began)
             began = time.monotonic()
             history.clear()
@@ -579,13 +579,14 @@ def export(clip: nn.Module, folder: Path, card: dict) -> None:
 
 def run(arguments: Pretrain) -> None:
     """`weclip pretrain`."""
+    register_miniclip()
     world = World()
     tokenizer = open_clip.get_tokenizer("MiniCLIP")
     scenes = list(draw_many(SPLIT_SEEDS["val"], range(250), world))
     images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
     told = torch.tensor([[p in s.classes or p == s.background for p in PHRASES] for s in scenes])
 
-    def judge(clip: nn.Module, stride: int) -> dict[str, float]:
+    def evaluate(clip: nn.Module, stride: int) -> dict[str, float]:
         return zero_shot_scores(clip, tokenizer, images, told.float(), stride=stride)
 
     torch.manual_seed(MINICLIP_ROUNDS[0].seed)
@@ -598,7 +599,7 @@ def run(arguments: Pretrain) -> None:
             recipe,
             world,
             folder,
-            judge,
+            evaluate,
             processes=arguments.processes,
             compile_blocks=arguments.compile,
         )
@@ -608,6 +609,6 @@ def run(arguments: Pretrain) -> None:
         "world": asdict(world),
         "samples": sum(samples_before(recipe.steps, recipe) for recipe in MINICLIP_ROUNDS),
         "time": f"{sum(entry['seconds'] for entry in log) // 60} min on {os.cpu_count()} cores",
-        "val": judge(clip, 1),
+        "val": evaluate(clip, 1),
     }
     export(clip, arguments.out or MINICLIP_FOLDER, card)

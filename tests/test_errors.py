@@ -1,6 +1,6 @@
 import numpy as np
 
-from weclip_lib.evaluation.errors import KINDS, errors, judge, outline
+from weclip_lib.evaluation.errors import KINDS, errors, outline, picture_errors
 from weclip_lib.labels import IGNORE_INDEX
 
 
@@ -35,7 +35,7 @@ def test_the_worst_comes_first() -> None:
     mask = scene()
     good, bad = mask.copy(), np.zeros_like(mask)
     good[mask == IGNORE_INDEX] = 0
-    rows = judge([good, bad], [mask, mask], ["good", "bad"], 3)
+    rows = picture_errors([good, bad], [mask, mask], ["good", "bad"], 3)
     assert [row.name for row in rows] == ["bad", "good"]
     assert rows[1].miou == 100 and set(rows[1].share.values()) == {0}
     # background: 796 of 896 known; class 2: none
