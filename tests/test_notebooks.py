@@ -4,6 +4,7 @@ import importlib
 import re
 from dataclasses import replace
 from itertools import pairwise
+from types import ModuleType
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -59,11 +60,13 @@ def test_every_behaviour_of_the_official_code_has_a_row() -> None:
             if name.startswith("tests/"):
                 assert (ROOT / name).exists()
                 continue
-            module, *rest = name.split(".")
-            found = importlib.import_module(f"weclip_lib.{module}")
-            for part in rest:
+            found = importlib.import_module("weclip_lib")
+            for part in name.split("."):
                 fields = getattr(found, "__dataclass_fields__", {})
-                found = fields[part] if part in fields else getattr(found, part)
+                if isinstance(found, ModuleType) and hasattr(found, "__path__"):
+                    found = importlib.import_module(f"{found.__name__}.{part}")
+                else:
+                    found = fields[part] if part in fields else getattr(found, part)
 
 
 def test_every_lesson_has_exercises_and_the_index_names_all() -> None:
