@@ -565,7 +565,7 @@ def test_what_errors_advise_about_the_devkit_works(devkit, tmp_path, capsys, mon
     damaged.write_text(xml_of("dog", "cat"))
     with pytest.raises(SystemExit, match=rf"is there already.* with --archive {to}"):
         weclip(["download", *unpack])  # it has another size now; the correction is not lost
-    weclip(["download", "voc", "--archive", str(to)])
+    weclip(["prepare", "voc", str(to)])
     assert "No problem(s) found" in capsys.readouterr().out
     (to / "VOCdevkit/VOC2012/labels.csv").unlink()
     damaged.write_bytes(b"")

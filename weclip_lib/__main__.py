@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": (commands.Predict, "evaluation.inference", "run_predict"),
     "doctor": (commands.Doctor, "data.doctor", "run"),
     "download": (commands.Download, "data.download", "run"),
+    "prepare": (commands.Prepare, "data.download", "prepare"),
     "run": (commands.Run, "studies.runner", "run"),
     "sweep": (commands.Sweep, "studies.sweep", "run"),
     "publish": (commands.Publish, "studies.results", "run"),

@@ -108,6 +108,16 @@ class Download:
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """Make a data set readable that is unpacked already, and say what is there."""
+
+    dataset: Positional[Literal["voc", "sbd", "coco"]]  # sbd adds train_aug to voc
+    folder: Positional[Path]  # of the data set
+    voc: Path | None = None  # folder of VOC that SBD is added to; default data/voc
+    labels: Literal["xml", "masks"] = "xml"  # where the tags of VOC come from
+
+
+@dataclass(frozen=True)
 class Run:
     """Run all notebooks of a preset headlessly, or those of one number."""
 

@@ -21,8 +21,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from weclip_lib.commands import Download
-from weclip_lib.config import get_profile
+from weclip_lib.commands import Download, Prepare
+from weclip_lib.config import Profile, get_profile
 from weclip_lib.data.doctor import examine
 from weclip_lib.data.layouts import data_root
 from weclip_lib.data.prepare import prepare_coco, prepare_sbd, prepare_voc
@@ -399,22 +399,43 @@ def run(chosen: Download) -> None:
     Raises:
         ValueError: If something cannot be fetched, verified, unpacked or read.
     """
-    profile = get_profile("coco" if chosen.dataset == "coco" else "voc")
-    folder = chosen.to or ROOT / "data" / profile.name
+    folder = chosen.to or default_folder(chosen.dataset)
     folders = [path for path in chosen.archive if path.is_dir()]
     if folders and len(chosen.archive) > 1:
         raise ValueError(f"{folders[0]} is a folder: give it alone, or give archives alone")
-    if chosen.dataset != "sbd" and folders:
-        if chosen.to and chosen.to.resolve() != folders[0].resolve():
-            raise ValueError(f"{folders[0]} is used where it lies: leave out --to {chosen.to}")
-        folder = folders[0]
-    check_writable(folder)
+    elsewhere = folders and chosen.to and chosen.to.resolve() != folders[0].resolve()
+    if elsewhere and chosen.dataset != "sbd":
+        raise ValueError(f"{folders[0]} is used where it lies: leave out --to {chosen.to}")
     if not folders:
+        check_writable(folder)
         obtain(ARCHIVES[chosen.dataset], folder, chosen.archive)
+    unpacked = folders[0] if folders else folder
+    prepare(Prepare(chosen.dataset, unpacked, voc=folder, labels=chosen.labels))
+
+
+def prepare(chosen: Prepare) -> None:
+    """`weclip prepare`.
+
+    Raises:
+        ValueError: If the folder cannot be written, or its data set cannot be read.
+    """
+    folder = chosen.folder
+    if chosen.dataset == "sbd":
+        folder = chosen.voc or default_folder("voc")
+    check_writable(folder)
     if chosen.dataset == "voc":
         prepare_voc(folder, labels=chosen.labels)
     elif chosen.dataset == "sbd":
-        prepare_sbd(folders[0] if folders else folder, folder)
+        prepare_sbd(chosen.folder, folder)
     else:
         prepare_coco(folder)
-    examine(data_root(folder), profile.labels).tell()
+    examine(data_root(folder), _profile(chosen.dataset).labels).tell()
+
+
+def _profile(dataset: str) -> Profile:
+    return get_profile("coco" if dataset == "coco" else "voc")
+
+
+def default_folder(dataset: str) -> Path:
+    """Where a data set is kept: data/voc, with SBD in it, or data/coco."""
+    return ROOT / "data" / _profile(dataset).name
