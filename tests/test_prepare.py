@@ -509,7 +509,7 @@ def test_the_doctor_finds_everything_at_once(devkit, sbd, one_process, monkeypat
     counts = {"train": 2, "val": 1, "train_aug": 4}
     monkeypatch.setitem(doctor.EXPECTED, "VOC 2012", counts)
     report = doctor.examine(devkit, VOC)
-    assert report.problems == [] and "No problem(s) found" in report.text()
+    assert report.problems == [] and "No problems found" in report.text()
     assert report.splits[0] == "train: 2 pictures, 2 masks, 2 of 20 classes"
 
     pictures, masks = devkit / "JPEGImages", devkit / "SegmentationClass"
@@ -566,14 +566,14 @@ def test_what_errors_advise_about_the_devkit_works(devkit, tmp_path, capsys, mon
     with pytest.raises(SystemExit, match=rf"is there already.* with --archive {to}"):
         weclip(["download", *unpack])  # it has another size now; the correction is not lost
     weclip(["prepare", "voc", str(to)])
-    assert "No problem(s) found" in capsys.readouterr().out
+    assert "No problems found" in capsys.readouterr().out
     (to / "VOCdevkit/VOC2012/labels.csv").unlink()
     damaged.write_bytes(b"")
     with pytest.raises(SystemExit, match="remove it and unpack the devkit again"):
         weclip(["download", "voc", "--archive", str(to)])
     damaged.unlink()
     weclip(["download", *unpack])
-    assert "No problem(s) found" in capsys.readouterr().out
+    assert "No problems found" in capsys.readouterr().out
 
 
 def test_from_archives_that_are_there(devkit, sbd, coco, tmp_path, capsys, monkeypatch) -> None:
@@ -593,7 +593,7 @@ def test_from_archives_that_are_there(devkit, sbd, coco, tmp_path, capsys, monke
     assert "train_aug: 4 pictures, 4 masks" in capsys.readouterr().out
     place = tmp_path / "to" / "coco"
     weclip(["download", "coco", "--to", str(place), "--archive", str(tmp_path / "coco.zip")])
-    assert "No problem(s) found" in capsys.readouterr().out
+    assert "No problems found" in capsys.readouterr().out
     assert LabelledImages(place, "train", COCO).names == ["train2014/COCO_train2014_1"]
     with pytest.raises(SystemExit, match="is not there: give an archive or a folder"):
         weclip(["download", "voc", *to, str(tmp_path / "none.tar")])

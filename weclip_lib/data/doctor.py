@@ -45,7 +45,7 @@ class Report:
         """To be read."""
         found = [f"- {problem}" for problem in self.problems]
         remarks = [f"- remark: {remark}" for remark in self.remarks]
-        problems = [f"{len(found) or 'No'} problem(s) found", *found]
+        problems = [f"{len(found) or 'No'} problem{'s' * (len(found) != 1)} found", *found]
         return "\n".join([*self.splits, *problems, *remarks])
 
     def tell(self) -> None:

@@ -186,7 +186,7 @@ class CamExplorer(PictureExplorer):
         word, pixels = self.shown.value, shown.pixels
         tags = f"tags: {', '.join(shown.tags)}" if shown.tags else "no tags known"
         self.panels["picture"].show(panels.scaled(pixels), f"{shown.name}, {tags}")
-        score = f"{word}: probability {found.probabilities[number]:.2f}"
+        score = f"{word}: probability {found.probabilities[number]:.2g}"
         self.panels["cam"].show(panels.heat(found.cam[number].numpy(), pixels), score)
         part = found.boxes[number].float().mean()
         boxed = panels.boxes(pixels, found.boxes[number].numpy())
@@ -295,7 +295,9 @@ class AffinityExplorer(PictureExplorer):
             y, x = divmod(int(place), grid[1])
             picture = panels.heat(spread, shown.pixels, smooth=False)
             picture = panels.crosshair(picture, cell, grid)
-            text = f"strongest: {float(top):.3g}, at row {y + 1}, column {x + 1}"
+            equal = int((others == top).sum())
+            where = f"row {y + 1}, column {x + 1}" if equal == 1 else f"{equal} patches"
+            text = f"strongest: {float(top):.3g}, at {where}"
             self.panels[name].show(picture, text)
         choice = self.affinities.choice(shown, self.decoder.value)
         listed = [
@@ -316,8 +318,9 @@ class AffinityExplorer(PictureExplorer):
         """The RFM's choice, as the bars show it."""
         choice = self.affinities.choice(self.gallery.chosen, self.decoder.value)
         rows = zip(choice.blocks, choice.difference, choice.selected, strict=True)
-        listed = ", ".join(f"{b}: {d:.3f}{' ✓' if s else ''}" for b, d, s in rows)
+        mean = choice.limit
+        listed = ", ".join(f"{b}: {d - mean:+.1e}{' ✓' if s else ''}" for b, d, s in rows)
         return (
             f"block {self.block.value}, {self.head.label}, decoder after {self.decoder.value}\n"
-            f"difference of each block to the affinity: {listed}; mean {choice.limit:.3f}"
+            f"difference to the affinity, mean {mean:.3f}, and each block beside it: {listed}"
         )

@@ -7,7 +7,7 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Integer, UInt8
 
 from weclip_lib.data.datasets import MaskedImages
 from weclip_lib.evaluation.errors import KINDS, PictureErrors, errors, picture_errors
@@ -126,6 +126,11 @@ class TrainingViewer(Explorer):
         grey[where] = WRONG
         return panels.scaled(grey, smooth=False)
 
+    def _named(self, label: Integer[np.ndarray, "_ _"]) -> str:
+        """The classes of a label map, background apart."""
+        present = [i for i in np.unique(label) if i not in (0, IGNORE_INDEX)]
+        return ", ".join(self.classes[i] for i in present) or "background alone"
+
     def _draw(self) -> list[str]:
         ordered = [row.name for row in self.ranked(self.order.value)]
         if ordered != self.worst:
@@ -140,16 +145,16 @@ class TrainingViewer(Explorer):
         label, said = (self.labels(kind, step)[name] for kind in ("pseudo_label", "prediction"))
         count = len(self.classes)
         (own,), (taught,) = (picture_errors([f], [mask], [name], count) for f in (said, label))
-        present = ", ".join(self.classes[i] for i in np.unique(mask) if i not in (0, IGNORE_INDEX))
-        self.panels["picture"].show(panels.scaled(pixels), f"{name}: {present}")
+        self.panels["picture"].show(panels.scaled(pixels), f"{name}: {self._named(mask)}")
         shown = panels.label_map(label, self.table, pixels)
-        self.panels["pseudo_label"].show(shown, f"mIoU {taught.miou:.1f} %")
+        self.panels["pseudo_label"].show(shown, f"{self._named(label)}; mIoU {taught.miou:.1f} %")
         shown = panels.label_map(said, self.table, pixels)
-        self.panels["prediction"].show(shown, f"mIoU {own.miou:.1f} %")
+        self.panels["prediction"].show(shown, f"{self._named(said)}; mIoU {own.miou:.1f} %")
         self.panels["truth"].show(panels.label_map(mask, self.table, pixels))
         wrong = np.logical_or.reduce(list(errors(said, mask).values()))
         worst = max(own.share, key=own.share.get)
-        text = f"mostly {worst}: {KINDS[worst]}, {own.share[worst]:.1f} % of the picture"
+        share, total = own.share[worst], sum(own.share.values())
+        text = f"{total:.1f} % of the picture; most, {share:.1f} %, is {worst}: {KINDS[worst]}"
         self.panels["wrong"].show(self._marked(name, wrong), text)
         miou, classes = self.scores("prediction", step)
         listed = [(n, v, True) for n, v in zip(self.classes, classes, strict=True) if v == v]
@@ -171,7 +176,7 @@ class TrainingViewer(Explorer):
         for kind in KINDS:
             for row in self.ranked(kind)[:count]:
                 where = errors(said[row.name], self.masks[row.name])[kind]
-                share = f"{row.name}: {row.share[kind]:.1f} %"
+                share = f"{row.name}: {row.share[kind]:.2g} %"
                 shown.append((kind, share, self._marked(row.name, where)))
         about = ";  ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
         return contact_sheet(shown, columns=count, footer=about)

@@ -38,6 +38,9 @@ class GridPicture(anywidget.AnyWidget):
     width = traitlets.Int(400).tag(sync=True)  # on the page, in pixels
     label = traitlets.Unicode().tag(sync=True)  # for those who cannot see it
 
+    def __repr__(self) -> str:
+        return f"GridPicture({self.rows} x {self.columns})"  # without an address of memory
+
     def show(self, picture: RGB, rows: int, columns: int, cells: int = 0) -> None:
         """Another picture; the chosen cell stays if there still is such a one."""
         cells = cells or rows * columns

@@ -205,7 +205,11 @@ def bars(summary: pd.DataFrame, *, order: Sequence[str], xlabel: str) -> Figure:
     rows = summary.set_index("variant").loc[list(order)][::-1]
     figure, axis = plt.subplots(figsize=(6.5, 0.42 * len(rows) + 0.9))
     spread = rows["spread"].fillna(0)
-    axis.barh(rows.index, rows["mean"], xerr=spread, color="C0", ecolor="0.2", capsize=3)
+    axis.barh(rows.index, rows["mean"], color="C0")
+    known = rows.dropna(subset="spread")  # one seed has no spread
+    if len(known):
+        line = {"fmt": "none", "ecolor": "0.2", "capsize": 3}
+        axis.errorbar(known["mean"], known.index, xerr=known["spread"], **line)
     for position, (mean, error) in enumerate(zip(rows["mean"], spread, strict=True)):
         axis.text(mean + error + 0.6, position, f"{mean:.1f}", va="center", fontsize=8)
     axis.set(xlabel=xlabel, xlim=(0, max(rows["mean"]) * 1.12))

@@ -100,7 +100,7 @@ def over_seeds(changes: pd.Series) -> str:
     """A difference of every seed, in words: mean, range, and whether all have the same sign."""
     mean, low, high = changes.mean(), changes.min(), changes.max()
     if len(changes) == 1:
-        return f"{mean:+.2f} (one seed, which may be chance)"
+        return f"{round(mean, 2) + 0.0:+.2f} (one seed, which may be chance)"
     verdict = "no difference was seen" if low <= 0 <= high else "the same sign for every seed"
     return f"{mean:+.2f} ({low:+.2f} to {high:+.2f}): {verdict}"
 
@@ -132,7 +132,7 @@ def score_table(table: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
     wide = wide.loc[known + sorted(set(wide.index) - set(known), key=_by_number)]
     seeds = summary.groupby("variant")["seeds"].max()
     wide["seeds"] = seeds[wide.index]
-    return wide.reset_index()
+    return wide.reset_index().rename_axis(columns=None)
 
 
 def published_step(bench: pd.DataFrame) -> pd.DataFrame:
