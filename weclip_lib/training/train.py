@@ -125,77 +125,100 @@ def trained_note(setting: Profile, steps: int) -> dict:
     }
 
 
-def run(arguments: Train) -> None:
+def run(chosen: Train) -> None:
     """`weclip train`.
 
     Raises:
         ValueError: If something is wrong with the data, the settings or a checkpoint.
         FloatingPointError: If the loss is not finite.
     """
-    refuse_data_set(outside_results(arguments.out))
-    check_writable(arguments.out)
-    with joined(arguments.device) as group:
-        alone = only_one(arguments.out / "trained.safetensors")
+    refuse_data_set(outside_results(chosen.out))
+    check_writable(chosen.out)
+    with joined(chosen.device) as group:
+        alone = only_one(chosen.out / "trained.safetensors")
         with alone if group.is_first else nullcontext():
-            _run(arguments, group)
+            _run(chosen, group)
 
 
-def _run(arguments: Train, group: Group) -> None:
-    setting, data = open_profile(arguments.profile, arguments.data_dir)
-    chosen = {name: getattr(arguments, name) for name in ("backbone", "weights")}
-    setting = replace(setting, **{name: value for name, value in chosen.items() if value})
-    if arguments.supervised:
-        setting = replace(setting, method=replace(setting.method, rfm_start=1.0))
-    numbers = {name: getattr(arguments, name) for name in ("steps", "batch", "crop")}
-    budget = replace(setting.budget, **{name: v for name, v in numbers.items() if v})
-    folder, finished = arguments.out, arguments.out / "trained.safetensors"
-    if finished.exists() and not checkpoints(folder):
+def _run(chosen: Train, group: Group) -> None:
+    setting, data = _setting(chosen)
+    finished = chosen.out / "trained.safetensors"
+    if finished.exists() and not checkpoints(chosen.out):
         raise ValueError(
             f"{finished} is there without the checkpoints of its run: choose another --out"
         )
     backbone = load_backbone(setting.backbone, setting.weights, setting.statistics)
-    size = backbone.patch_size
-    if budget.crop % size:
-        raise ValueError(f"crops of {budget.crop} pixels are no multiple of a patch of {size}")
-    kind = MaskedImages if arguments.supervised else LabelledImages
-    split = arguments.split or setting.train_split
-    images = kind(
-        data, split, setting.labels, min_size=size, limit=arguments.pictures,
-        skip_broken=arguments.skip_broken,
-    )  # fmt: skip
-    if images.broken and group.is_first:
-        write_text(folder / "skipped.txt", "".join(f"{problem}\n" for problem in images.broken))
-        tqdm.write(f"{len(images.broken)} picture(s) left out: see {folder / 'skipped.txt'}")
-    if not images.image_labels.any():
-        raise ValueError(f"no picture of {split} in {data} has a tag: there is nothing to learn")
-    seed_everything(arguments.seed)
+    size, crop = backbone.patch_size, setting.budget.crop
+    if crop % size:
+        raise ValueError(f"crops of {crop} pixels are no multiple of a patch of {size}")
+    images = _images(chosen, setting, data, size, group)
+    seed_everything(chosen.seed)
     model = WeCLIP(backbone, setting.labels, setting.method, setting.decoder).to(group.device)
-    validate = None
-    if arguments.validate_every:
-        masked = MaskedImages(
-            data, arguments.val, setting.labels, min_size=size, limit=arguments.validate_pictures
-        )
-        validate = validation(setting, model, masked)
-    options = RunOptions(
-        folder=folder,
-        checkpoint_every=arguments.checkpoint_every,
-        validate=validate,
-        validate_every=arguments.validate_every,
-        accumulate=arguments.accumulate,
-        bf16=arguments.bf16,
-        group=group,
-        note=curve_writer(folder) if group.is_first else None,
-    )
-    source = AugmentedSource(images, budget.crop, workers=arguments.workers)
-    note = trained_note(setting, budget.steps)
+    note = trained_note(setting, setting.budget.steps)
     watcher = None
-    if arguments.watch:
+    if chosen.watch:
         shown = LabelledImages(
-            data, split, setting.labels, min_size=size, limit=arguments.watch,
-            square=budget.crop, skip_broken=arguments.skip_broken,
+            data, images.split, setting.labels, min_size=size, limit=chosen.watch, square=crop,
+            skip_broken=chosen.skip_broken,
         )  # fmt: skip
-        watcher = Watcher(shown, folder, note, writes=group.is_first)
-    train_decoder(model, source, budget, seed=arguments.seed, watcher=watcher, options=options)
+        watcher = Watcher(shown, chosen.out, note, writes=group.is_first)
+    train_decoder(
+        model,
+        AugmentedSource(images, crop, workers=chosen.workers),
+        setting.budget,
+        seed=chosen.seed,
+        watcher=watcher,
+        options=_options(chosen, setting, model, data, group),
+    )
     if group.is_first:
         save_weights(model.decoder, finished, note)
         tqdm.write(f"wrote {finished}", file=sys.stderr)
+
+
+def _setting(chosen: Train) -> tuple[Profile, Path]:
+    """The profile with what the command line changes, and the folder of the data set."""
+    setting, data = open_profile(chosen.profile, chosen.data_dir)
+    names = {name: getattr(chosen, name) for name in ("backbone", "weights")}
+    setting = replace(setting, **{name: value for name, value in names.items() if value})
+    numbers = {name: getattr(chosen, name) for name in ("steps", "batch", "crop")}
+    budget = replace(setting.budget, **{name: v for name, v in numbers.items() if v})
+    method = replace(setting.method, rfm_start=1.0) if chosen.supervised else setting.method
+    return replace(setting, budget=budget, method=method), data
+
+
+def _images(chosen: Train, setting: Profile, data: Path, size: int, group: Group) -> LabelledImages:
+    """The pictures to train on; those that are left out are listed in skipped.txt."""
+    kind = MaskedImages if chosen.supervised else LabelledImages
+    split = chosen.split or setting.train_split
+    images = kind(
+        data, split, setting.labels, min_size=size, limit=chosen.pictures,
+        skip_broken=chosen.skip_broken,
+    )  # fmt: skip
+    if images.broken and group.is_first:
+        skipped = chosen.out / "skipped.txt"
+        write_text(skipped, "".join(f"{problem}\n" for problem in images.broken))
+        tqdm.write(f"{len(images.broken)} picture(s) left out: see {skipped}")
+    if not images.image_labels.any():
+        raise ValueError(f"no picture of {split} in {data} has a tag: there is nothing to learn")
+    return images
+
+
+def _options(
+    chosen: Train, setting: Profile, model: WeCLIP, data: Path, group: Group
+) -> RunOptions:
+    """Checkpoints, validation, precision and processes, as the command line asks for them."""
+    validate = None
+    if chosen.validate_every:
+        size, limit = model.backbone.patch_size, chosen.validate_pictures
+        masked = MaskedImages(data, chosen.val, setting.labels, min_size=size, limit=limit)
+        validate = validation(setting, model, masked)
+    return RunOptions(
+        folder=chosen.out,
+        checkpoint_every=chosen.checkpoint_every,
+        validate=validate,
+        validate_every=chosen.validate_every,
+        accumulate=chosen.accumulate,
+        bf16=chosen.bf16,
+        group=group,
+        note=curve_writer(chosen.out) if group.is_first else None,
+    )
