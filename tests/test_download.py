@@ -334,7 +334,8 @@ def test_the_command_ends_with_one_line_and_a_status(tmp_path) -> None:
     line = [
         sys.executable,
         "-m",
-        "weclip_lib.data.download",
+        "weclip_lib",
+        "download",
         "voc",
         "--archive",
         path,
