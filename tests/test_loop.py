@@ -198,17 +198,18 @@ def test_killed_anywhere(world, tmp_path) -> None:
     data = write_voc(tmp_path / "data", COUNTS)
     given = [*COMMAND, "--data-dir", str(data), "--out"]
     weclip(["train", *given, str(tmp_path / "whole")])
-    command = [sys.executable, "-m", "weclip_lib.training.train", *given, str(tmp_path / "killed")]
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "weclip_lib", "train", *given, str(killed)]
     same = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums follow it
     with subprocess.Popen(command, cwd=ROOT, env=same, stderr=subprocess.DEVNULL) as process:
         until = time.monotonic() + 120
-        while not list((tmp_path / "killed").glob("checkpoint-*2")) and time.monotonic() < until:
+        while not list(killed.glob("checkpoint-*2")) and time.monotonic() < until:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    assert not (tmp_path / "killed" / "trained.safetensors").exists()
-    weclip(["train", *given, str(tmp_path / "killed")])
+    assert list(killed.glob("checkpoint-*")) and not (killed / "trained.safetensors").exists()
+    weclip(["train", *given, str(killed)])
     for name in ("trained.safetensors", "curve.csv"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+        assert (tmp_path / "whole" / name).read_bytes() == (killed / name).read_bytes()
 
 
 def test_checkpoints_of_another_run_say_what_differs(backbone, world, tmp_path) -> None:
