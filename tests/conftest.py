@@ -10,8 +10,9 @@ from hypothesis import Phase, settings
 from tests import outcomes, parity
 from tests.golden import golden_gen
 from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
-from weclip_lib.config import OFFICIAL, DecoderShape, get_profile
+from weclip_lib.config import OFFICIAL, DecoderShape
 from weclip_lib.data.datasets import data_folder
+from weclip_lib.data.profiles import get_profile
 from weclip_lib.labels import VOC
 from weclip_lib.model import WeCLIP
 from weclip_lib.storage.provenance import ROOT

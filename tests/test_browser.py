@@ -21,8 +21,8 @@ import pytest
 from PIL import Image
 
 from tests.test_explore import bad_file, encoded
-from weclip_lib.config import get_profile
 from weclip_lib.data.datasets import MaskedImages, data_folder
+from weclip_lib.data.profiles import get_profile
 from weclip_lib.storage.provenance import ROOT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs `pip install -e .[browser]`")

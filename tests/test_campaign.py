@@ -22,8 +22,8 @@ from scipy.io import savemat
 
 from tests.outcomes import OUTCOMES
 from weclip_lib.__main__ import main as weclip
-from weclip_lib.config import PROFILES
 from weclip_lib.data import doctor
+from weclip_lib.data.profiles import PROFILES
 from weclip_lib.decoder import Decoder
 from weclip_lib.labels import COCO_CLASSES, LabelSet
 from weclip_lib.storage.pictures import read_image, write_mask

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from weclip_lib.config import PROFILES, get_profile
 from weclip_lib.data.datasets import LabelledImages, MaskedImages, data_folder, normalise
+from weclip_lib.data.profiles import PROFILES, get_profile
 from weclip_lib.labels import COCO, MINIVOC, VOC
 from weclip_lib.world.minivoc import write_voc
 

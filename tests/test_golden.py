@@ -11,8 +11,9 @@ from tests.golden import golden_gen
 from tests.parity import GOLDEN, close, equal, load_golden, same_labels
 from weclip_lib import cam, rfm
 from weclip_lib.backbone import IMAGENET_STATISTICS
-from weclip_lib.config import OFFICIAL, PROFILES, Budget, DecoderShape, Method, official
+from weclip_lib.config import OFFICIAL, Budget, DecoderShape, Method
 from weclip_lib.data.datasets import normalise
+from weclip_lib.data.profiles import PROFILES, official
 from weclip_lib.evaluation.scores import label_map, predict
 from weclip_lib.labels import COCO, VOC, VOC_BACKGROUNDS
 from weclip_lib.model import WeCLIP

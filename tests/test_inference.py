@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from weclip_lib.__main__ import main as weclip
 from weclip_lib.backbone import load_backbone
-from weclip_lib.config import CRF, PROFILES
+from weclip_lib.config import CRF
 from weclip_lib.data.datasets import MaskedImages
+from weclip_lib.data.profiles import PROFILES
 from weclip_lib.decoder import Decoder
 from weclip_lib.evaluation import inference
 from weclip_lib.evaluation import scores as evaluate

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 from weclip_lib.__main__ import main as weclip
 from weclip_lib.backbone import load_backbone
-from weclip_lib.config import PROFILES
 from weclip_lib.data.datasets import LabelledImages, MaskedImages
+from weclip_lib.data.profiles import PROFILES
 from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.model import WeCLIP
 from weclip_lib.storage.files import Unusable, only_one

@@ -8,8 +8,8 @@ import torch
 
 from weclip_lib import cam
 from weclip_lib.backbone import load_backbone
-from weclip_lib.config import PROFILES
 from weclip_lib.data.datasets import LabelledImages, normalise
+from weclip_lib.data.profiles import PROFILES
 from weclip_lib.decoder import Decoder
 from weclip_lib.evaluation.scores import label_map, predict
 from weclip_lib.labels import IGNORE_INDEX

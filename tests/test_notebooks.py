@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from weclip_lib.config import PROFILES
+from weclip_lib.data.profiles import PROFILES
 from weclip_lib.storage.pictures import write_mask
 from weclip_lib.storage.provenance import ROOT
 from weclip_lib.studies import runner

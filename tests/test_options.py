@@ -6,16 +6,8 @@ import pytest
 import torch
 
 from weclip_lib.backbone import find_device
-from weclip_lib.config import (
-    CRF,
-    PROFILES,
-    RFM_RULES,
-    Budget,
-    DecoderShape,
-    Method,
-    in_range,
-    one_of,
-)
+from weclip_lib.config import CRF, RFM_RULES, Budget, DecoderShape, Method, in_range, one_of
+from weclip_lib.data.profiles import PROFILES
 
 
 @pytest.mark.parametrize(

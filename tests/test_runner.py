@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from weclip_lib.__main__ import main as weclip
-from weclip_lib.config import PROFILES
 from weclip_lib.data import datasets
+from weclip_lib.data.profiles import PROFILES
 from weclip_lib.storage.files import only_one
 from weclip_lib.studies import records, runner
 

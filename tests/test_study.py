@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weclip_lib.config import PROFILES
 from weclip_lib.data.datasets import data_folder
+from weclip_lib.data.profiles import PROFILES
 from weclip_lib.studies.study import Study, Variant
 from weclip_lib.training.sources import CachedSource
 

@@ -25,7 +25,7 @@ FACE = {
     "Method": "config",
     "DecoderShape": "config",
     "Budget": "config",
-    "get_profile": "config",
+    "get_profile": "data.profiles",
     "LabelSet": "labels",
     "VOC": "labels",
     "COCO": "labels",

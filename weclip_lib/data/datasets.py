@@ -18,9 +18,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from weclip_lib.config import Profile, get_profile
 from weclip_lib.data.agreement import MANY, check_masks
 from weclip_lib.data.layouts import data_root, is_own, own_labels, read_listing
+from weclip_lib.data.profiles import Profile, get_profile
 from weclip_lib.labels import LabelSet
 from weclip_lib.storage.pictures import picture_problem, read_image, read_mask, squared
 from weclip_lib.world.minivoc import SPLIT_SEEDS, write_voc

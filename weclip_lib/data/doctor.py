@@ -10,7 +10,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from weclip_lib.commands import Doctor
-from weclip_lib.config import get_profile
 from weclip_lib.data.agreement import check_masks
 from weclip_lib.data.layouts import (
     data_root,
@@ -20,6 +19,7 @@ from weclip_lib.data.layouts import (
     splits_of,
     without_row,
 )
+from weclip_lib.data.profiles import get_profile
 from weclip_lib.labels import LabelSet
 from weclip_lib.storage.pictures import picture_problem
 

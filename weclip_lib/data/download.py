@@ -22,10 +22,10 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from weclip_lib.commands import Download, Prepare
-from weclip_lib.config import Profile, get_profile
 from weclip_lib.data.doctor import examine
 from weclip_lib.data.layouts import data_root
 from weclip_lib.data.prepare import prepare_coco, prepare_sbd, prepare_voc
+from weclip_lib.data.profiles import Profile, get_profile
 from weclip_lib.storage.files import Unusable, check_writable, only_one, reading, whole
 from weclip_lib.storage.provenance import ROOT
 

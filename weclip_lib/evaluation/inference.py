@@ -20,15 +20,9 @@ from tqdm import tqdm
 
 from weclip_lib.backbone import Backbone, find_device, load_backbone
 from weclip_lib.commands import Predict, Score
-from weclip_lib.config import (
-    CRF,
-    STATISTICS,
-    DecoderShape,
-    check_scales,
-    in_range,
-    one_of,
-)
+from weclip_lib.config import CRF, STATISTICS, DecoderShape, in_range, one_of
 from weclip_lib.data.datasets import MaskedImages, normalise, open_profile
+from weclip_lib.data.profiles import check_scales
 from weclip_lib.decoder import Decoder
 from weclip_lib.evaluation.plan import (
     LEGEND,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from weclip_lib.config import get_profile
+from weclip_lib.data.profiles import get_profile
 from weclip_lib.storage.files import Unusable, files_below, in_a_line, reading, write_text
 from weclip_lib.storage.provenance import ROOT, library_hash, tree_hash
 

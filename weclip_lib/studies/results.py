@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from weclip_lib.commands import Publish
-from weclip_lib.config import get_profile
+from weclip_lib.data.profiles import get_profile
 from weclip_lib.storage.files import check_writable, reading, whole, write_text
 from weclip_lib.storage.provenance import RESULTS, ROOT, outside_results, provenance
 from weclip_lib.studies.records import declared_parameters, file_hash, read_record

@@ -22,7 +22,8 @@ import yaml
 from tqdm import tqdm
 
 from weclip_lib.commands import Run
-from weclip_lib.config import get_profile, in_range
+from weclip_lib.config import in_range
+from weclip_lib.data.profiles import get_profile
 from weclip_lib.storage.files import Unusable, check_writable, in_a_line, only_one
 from weclip_lib.storage.provenance import ROOT, outside_results
 from weclip_lib.studies.records import (

@@ -11,8 +11,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from weclip_lib.backbone import load_backbone
-from weclip_lib.config import Budget, Profile, in_range
+from weclip_lib.config import Budget, in_range
 from weclip_lib.data.datasets import LabelledImages, MaskedImages, open_profile
+from weclip_lib.data.profiles import Profile
 from weclip_lib.evaluation.scores import score_decoders
 from weclip_lib.model import WeCLIP
 from weclip_lib.ops.metrics import confusion_matrix, scores

@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from weclip_lib import cam, commands
 from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone
-from weclip_lib.config import PROFILES, Budget, DecoderShape, Method
+from weclip_lib.config import Budget, DecoderShape, Method
+from weclip_lib.data.profiles import PROFILES
 from weclip_lib.evaluation.scores import predict
 from weclip_lib.labels import VOC
 from weclip_lib.model import WeCLIP

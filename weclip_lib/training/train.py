@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from weclip_lib.backbone import load_backbone
 from weclip_lib.commands import Train
-from weclip_lib.config import Budget, Profile
+from weclip_lib.config import Budget
 from weclip_lib.data.datasets import LabelledImages, MaskedImages, open_profile
+from weclip_lib.data.profiles import Profile
 from weclip_lib.evaluation.plan import refuse_data_set
 from weclip_lib.evaluation.scores import score_decoders
 from weclip_lib.model import WeCLIP

@@ -1,0 +1,131 @@
+"""Profiles: a data set, a backbone and a budget under one name; the method is the same in all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from weclip_lib.config import (
+    OFFICIAL_SWITCHES,
+    STATISTICS,
+    Budget,
+    DecoderShape,
+    Method,
+    in_range,
+    one_of,
+)
+from weclip_lib.labels import COCO, MINIVOC, VOC, LabelSet
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """Refuse scales of inference that are none.
+
+    Raises:
+        ValueError: If the first is not 1, the single scale, or one is not above 0.
+    """
+    if not scales or scales[0] != 1:
+        raise ValueError(f"scales are {scales}: the first has to be 1, the single scale")
+    for scale in scales:
+        in_range("a scale", scale, 0.05, 20.0)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One scale of the same pipeline."""
+
+    name: str
+    labels: LabelSet
+    backbone: str  # open_clip model name
+    weights: str  # open_clip tag, or a file
+    statistics: Literal["imagenet", "own"] = "imagenet"  # of pixels; official; own: CLIP's
+    method: Method = field(default_factory=Method)
+    decoder: DecoderShape = field(default_factory=DecoderShape)
+    budget: Budget = field(default_factory=Budget)
+    scales: tuple[float, ...] = (1.0, 0.75)  # of inference; official
+    long_side: int = 0  # pixels of a picture's longer side at inference; 0: as it is; official: 512
+    train_split: str = "train"
+    scored_splits: tuple[str, ...] = ("val", "test")  # with masks; decoders are scored on them
+    inspected: int = 0  # training pictures whose pseudo labels are scored and shown; 0: all
+    augment: bool = False  # rescaled and cropped anew in every step; else features are kept
+    # MiniVOC only: pictures drawn for (train, val, test)
+    drawn: tuple[int, int, int] = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        one_of("statistics", self.statistics, STATISTICS)
+        check_scales(self.scales)
+        for name in ("long_side", "inspected"):
+            in_range(name, getattr(self, name), 0)
+
+
+_MINI = Profile(
+    name="mini",
+    labels=MINIVOC,
+    backbone="MiniCLIP",
+    weights="miniclip",
+    statistics="own",
+    method=Method(rfm_layers=10),  # COCO's; the last 6 of MiniCLIP's maps alone make worse labels
+    decoder=DecoderShape(dim=128),
+    budget=Budget(steps=160, learning_rate=1e-3, crop=160),  # twice the steps: no better on val
+    drawn=(1000, 250, 250),
+)
+PROFILES = {
+    "smoke": replace(
+        _MINI,
+        name="smoke",
+        decoder=DecoderShape(dim=32, layers=1),
+        budget=Budget(steps=4, batch=4, warmup=2, crop=160),
+        drawn=(16, 6, 6),
+    ),
+    "mini": _MINI,
+    "voc": Profile(
+        "voc",
+        VOC,
+        "ViT-B-16-quickgelu",
+        "openai",
+        long_side=512,
+        train_split="train_aug",
+        scored_splits=("val",),
+        inspected=200,
+        augment=True,
+    ),
+    "folder": Profile(  # one's own: data_dir says where, and brings the classes
+        "folder",
+        LabelSet("folder", (), ()),
+        "ViT-B-16-quickgelu",
+        "openai",
+        long_side=512,
+        scored_splits=("masked",),
+        inspected=200,
+        augment=True,
+    ),
+    "coco": Profile(
+        "coco",
+        COCO,
+        "ViT-B-16-quickgelu",
+        "openai",
+        long_side=512,
+        scored_splits=("val",),
+        inspected=200,
+        augment=True,
+        method=Method(box_threshold=0.7, rfm_layers=10),
+        budget=Budget(steps=80_000),
+    ),
+}
+
+
+def get_profile(name: str) -> Profile:
+    """The profile of that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}: choose one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def official(profile: Profile) -> Profile:
+    """The published code's method and image statistics, on a profile's data, backbone, budget."""
+    switches = dict(OFFICIAL_SWITCHES)
+    if profile.labels is COCO:
+        switches["rfm_start"] = 0.5  # there the official counter counts training steps alone
+    return replace(profile, method=replace(profile.method, **switches), statistics="imagenet")
