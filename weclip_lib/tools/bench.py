@@ -43,7 +43,7 @@ from weclip_lib.training.loop import build_optimizer
 
 BASE, STEP = "frozen blocks but the last", "whole step"
 INFERENCE_BASE, INFERENCE = "inference, frozen blocks", "inference, whole"
-OFFICIAL = {  # our parts, and the same in results/published.csv
+OFFICIAL = {  # our parts, and their rows in results/published.csv
     BASE: "of which CLIP forward, 11 blocks",
     "Grad-CAM": "of which Grad-CAM, 8 passes",
     "PAR, pseudo labels": "of which PAR, 4 images",

@@ -21,7 +21,7 @@ from weclip_lib.training.features import backbone_key
 from weclip_lib.training.sources import Batch, Source
 
 WARMUP_RATIO = 1e-6  # of the learning rate, at step 0; official PolyWarmupAdamW
-WATCHED_TIMES = 10  # in a run, pseudo labels of watched pictures are kept
+WATCHED_TIMES = 10  # a run keeps pseudo labels of watched pictures
 LOG_EVERY = 20  # steps per point of the curve
 NOTHING = torch.empty(0, 0, 0, 0, dtype=torch.uint8)  # watched
 
