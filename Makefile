@@ -1,4 +1,4 @@
-# `make help` lists the targets. Everything installs into .venv, with the versions of constraints.txt.
+# `make help` lists the targets. All is installed into .venv, with the versions of constraints.txt.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
@@ -26,47 +26,47 @@ setup: .venv/installed  ## install into .venv; UV_TORCH_BACKEND=cpu saves 4 GB o
 	@touch $@
 
 run: PROCESSES = 2
-run: setup  ## every notebook, one seed, short budget, into runs/mini (NB=02 PROFILE=smoke narrow it)
+run: setup  ## run every notebook, one seed, short budget, into runs/mini (or NB=02 PROFILE=smoke)
 	$(WECLIP) run run --profile $(PROFILE) --notebook "$(NB)" --processes $(PROCESSES)
 
 studies: PROCESSES = 2
-studies: setup  ## every notebook, three seeds, full budget, PROCESSES at a time, into runs/studies
+studies: setup  ## run every notebook, three seeds, full budget, PROCESSES at a time, into runs/studies
 	$(WECLIP) run studies --notebook "$(NB)" --processes $(PROCESSES)
 
 publish: setup  ## copy a complete `make studies` into results/ and render the tables
 	$(WECLIP) publish
 
-sweep: setup  ## a grid of runs, PROCESSES at a time, into runs/sweeps (GRID=workflow/grids/seeds.yml)
+sweep: setup  ## run a grid, PROCESSES at a time, into runs/sweeps (GRID=workflow/grids/seeds.yml)
 	$(WECLIP) sweep run "$(GRID)" --processes $(PROCESSES)
 
 lint: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files
 
-test: setup lint  ## lint, unit tests, golden parity, every notebook in profile smoke
+test: setup lint  ## run lint, unit tests, golden parity, every notebook in smoke
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-browser: setup  ## the explorers in a real browser; needs chromium, leaves pictures in runs/browser
+browser: setup  ## test explorers in a browser; needs chromium, saves pictures in runs/browser
 	@PATH="$(CURDIR)/.tools/bin:$$PATH"; \
 	  uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,browser]'
 	$(BIN)/python -m pytest -m browser -rs -s
 
-lab: setup  ## JupyterLab on the notebooks, at the index
+lab: setup  ## open JupyterLab at the index
 	$(BIN)/jupyter lab notebooks/index.ipynb --ServerApp.$(UPLOADS)
 
-app: setup  ## the explorers as a page without code
+app: setup  ## show the explorers without code
 	$(BIN)/voila notebooks/10_explorers.ipynb --progressive_rendering=True --Voila.$(UPLOADS)
 
-site: setup  ## all executed notebooks as pages that read offline, into runs/site
+site: setup  ## build an offline site of executed notebooks in runs/site
 	$(WECLIP) site
 
-bench: setup  ## what each part of a step costs on this machine, into results/bench
+bench: setup  ## measure the cost of each part of a step, into results/bench
 	$(WECLIP) bench --scaling
 
 data: setup  ## fetch and check a data set: DATASET=voc, sbd (adds train_aug to voc) or coco
 	$(WECLIP) download $(DATASET)
 
-pretrain: setup  ## train MiniCLIP anew (more than two hours on two cores); resumes
+pretrain: setup  ## train MiniCLIP (over two hours on two cores); resumes
 	$(WECLIP) pretrain
 
-clean:  ## remove what runs and tools wrote; keeps results/, data/ and .venv
+clean:  ## remove output of runs and tools; keep results/, data/, .venv
 	rm -rf runs .mypy_cache .pytest_cache .ruff_cache

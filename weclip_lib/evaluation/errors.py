@@ -1,4 +1,4 @@
-"""Hold label maps against masks, picture by picture: how good, and what kind of wrong."""
+"""Compare label maps with masks, picture by picture: mIoU and kinds of errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from scipy.ndimage import grey_dilation, grey_erosion
 from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.ops.metrics import confusion_matrix, scores
 
-BORDER = 3  # pixels from a true outline within which an error is one of outline
+BORDER = 3  # pixels; an error this near a true outline is a boundary error
 KINDS = {
     "missed": "an object taken for background",
     "confused": "an object taken for another class",
@@ -22,7 +22,7 @@ Label = Integer[np.ndarray, "_ _"]
 
 
 def outline(mask: Label, width: int = BORDER) -> Bool[np.ndarray, "height width"]:
-    """Pixels with another class, not IGNORE_INDEX, at most `width` pixels away along both axes."""
+    """Find pixels within `width` pixels, on both axes, of another class (not IGNORE_INDEX)."""
     size = (2 * width + 1,) * 2
     void, ids = mask == IGNORE_INDEX, mask.astype(np.int16)
     highest = grey_dilation(np.where(void, -1, ids), size)
@@ -31,7 +31,7 @@ def outline(mask: Label, width: int = BORDER) -> Bool[np.ndarray, "height width"
 
 
 def errors(found: Label, mask: Label) -> dict[str, Bool[np.ndarray, "height width"]]:
-    """Wrong pixels by kind (`KINDS`); every wrong pixel is of one kind, void ones of none."""
+    """Sort wrong pixels by `KINDS`; each has one kind. IGNORE_INDEX in the mask has none."""
     wrong = (found != mask) & (mask != IGNORE_INDEX)
     near = outline(mask)
     far = wrong & ~near
@@ -45,7 +45,7 @@ def errors(found: Label, mask: Label) -> dict[str, Bool[np.ndarray, "height widt
 
 @dataclass(frozen=True)
 class PictureErrors:
-    """One picture held against its mask."""
+    """One picture compared with its mask."""
 
     name: str
     miou: float  # percent, over the classes of its mask, background included
@@ -55,7 +55,7 @@ class PictureErrors:
 def picture_errors(
     found: Sequence[Label], masks: Sequence[Label], names: Sequence[str], class_count: int
 ) -> list[PictureErrors]:
-    """Every picture, the worst first."""
+    """Compare every picture; the lowest mIoU is first."""
     rows = []
     for name, label, mask in zip(names, found, masks, strict=True):
         known = max(1, int((mask != IGNORE_INDEX).sum()))

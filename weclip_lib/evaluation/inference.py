@@ -1,4 +1,4 @@
-"""Use a trained decoder: masks and overlays of pictures, and scores of a split.
+"""Use a trained decoder: write masks and overlays of pictures, or score a split.
 
 weclip predict --decoder runs/voc/trained.safetensors IMAGES --out DIR
 weclip score --decoder runs/voc/trained.safetensors --split val --out DIR
@@ -41,21 +41,21 @@ from weclip_lib.storage.lists import Report, refuse
 from weclip_lib.storage.pictures import read_image, write_mask
 from weclip_lib.storage.tensors import load_weights, read_note, read_tensors
 
-READ_AHEAD = 4  # pictures that are decoded meanwhile
-BATCH_PIXELS = 2**22  # of pictures that are shown together
+READ_AHEAD = 4  # pictures that are decoded in advance
+BATCH_PIXELS = 2**22  # of all pictures in one batch
 GIVE = "give a trained.safetensors of `weclip train`"
 
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A trained decoder on its backbone, and how pictures are shown to it."""
+    """A trained decoder, its backbone, and how they scale pictures."""
 
     backbone: Backbone
     decoder: Decoder
     classes: tuple[str, ...]  # foreground, in the order of their ids
     scales: tuple[float, ...]
     long_side: int  # pixels; 0: pictures as they are
-    profile: str  # that it was trained with
+    profile: str  # of its training
 
     @property
     def device(self) -> torch.device:
@@ -65,13 +65,13 @@ class Segmenter:
     def label(
         self, images: Sequence[UInt8[np.ndarray, "height width 3"]], *, crf: CRF | None = None
     ) -> list[UInt8[np.ndarray, "height width"]]:
-        """Class ids of pictures of one size, averaged over scales and mirror images.
+        """Predict class ids of pictures of one size; average logits over scales and mirror images.
 
-        A picture is scaled to `long_side` for the network, and to 4096 patches at most; its logits
-        are scaled back to the picture's size.
+        The network sees a picture at `long_side`, with 4096 patches at most. The class ids have
+        the picture's own size.
 
         Args:
-            crf: Works on a megapixel at most (`evaluate.with_crf`); None: there is none.
+            crf: Applied at half a megapixel at most (`scores.with_crf`); None: no CRF.
         """
         pixels = normalise(images, self.backbone.statistics).to(self.device)
         pixels = shown_to(self.backbone, pixels, self.long_side, self.scales)
@@ -82,10 +82,10 @@ class Segmenter:
 
 
 def read_about(path: Path) -> dict:
-    """What a trained decoder's file says of itself (`train.trained_note`), checked.
+    """Read and check the note in a trained decoder's file (`train.trained_note`).
 
     Raises:
-        ValueError: If it is not there, damaged, or does not say what it is.
+        ValueError: If the file is missing or damaged, or its note is incomplete.
     """
     note = read_note(path)
     needed = ("classes", "backbone", "weights", "statistics", "profile", "decoder", "scales")
@@ -112,16 +112,16 @@ def _check_words(name: str, words: object) -> None:
 
 
 def load_segmenter(path: Path, *, weights: str = "", device: str = "cpu") -> Segmenter:
-    """What `weclip train` wrote: a decoder that says which backbone it belongs to.
+    """Load a decoder that `weclip train` wrote, and the backbone that it names.
 
     Args:
-        weights: Of the backbone, instead of those that the decoder names.
-        device: Its name (`options.find_device`); empty: a GPU if there is one.
+        weights: Of the backbone, if not those that the decoder names.
+        device: Its name (`backbone.find_device`); empty: a GPU if there is one.
 
     Raises:
-        ValueError: If it is not there, is damaged, does not say what it is, or there is no such
-            device.
-        FileNotFoundError: If the backbone's weights are not there.
+        ValueError: If the file is missing or damaged, its note is incomplete, or there is no
+            such device.
+        FileNotFoundError: If the backbone's weights are missing.
     """
     place, note, state = find_device(device), read_about(path), read_tensors(path)
     backbone = load_backbone(note["backbone"], weights or note["weights"], note["statistics"])
@@ -146,15 +146,15 @@ def segment_files(
     crf: CRF | None = None,
     report: Report = refuse,
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width"]]]:
-    """Name, picture and class ids of files; successive ones of one size are shown together.
+    """Yield name, picture and class ids of files; neighbours of one size form a batch.
 
     Args:
-        batch: At most so many, and 4 megapixels if there are several.
-        report: Called with what is wrong with a picture, which is then left out; by default, the
+        batch: Most pictures in a batch; several have 4 megapixels at most.
+        report: Called with what is wrong with a picture, which is left out; by default, the
             first is raised.
 
     Raises:
-        ValueError: Naming a file that cannot be read, or is smaller than a patch.
+        ValueError: By default, if a file is unreadable or smaller than a patch.
     """
     for together in _of_one_size(images, batch, report):
         try:
@@ -188,7 +188,7 @@ def _of_one_size(
 
 
 def _read_ahead(images: dict[str, Path]) -> Iterator[tuple[str, Future]]:
-    """Pictures in order, while the next ones are being decoded."""
+    """Yield pictures in order, while threads decode the next."""
     with ThreadPoolExecutor() as pool:
         coming: deque[tuple[str, Future]] = deque()
         for name, path in images.items():
@@ -199,10 +199,10 @@ def _read_ahead(images: dict[str, Path]) -> Iterator[tuple[str, Future]]:
 
 
 def run_predict(arguments: Predict) -> None:
-    """`weclip predict`.
+    """Run `weclip predict`.
 
     Raises:
-        ValueError: If something cannot be used, or naming the pictures that were not labelled.
+        ValueError: If an input cannot be used, or pictures were not labelled.
     """
     images = find_images(arguments.images, names=arguments.names, out=arguments.out)
     plan = plan_outputs(
@@ -227,7 +227,7 @@ def run_predict(arguments: Predict) -> None:
 
 
 def _write_masks(arguments: Predict, plan: Plan, segmenter: Segmenter, legend: str) -> list[str]:
-    """Write all masks that can be; returns what is wrong with the others."""
+    """Write all masks that it can; return what is wrong with the others."""
     written, problems = Written(plan.out), []
     with written.whole(plan.out / LEGEND) as partial:
         partial.write_text(legend, encoding="utf-8", newline="")
@@ -256,7 +256,7 @@ def _loaded(arguments: Predict | Score) -> Segmenter:
 
 
 def run_score(arguments: Score) -> None:
-    """`weclip score`.
+    """Run `weclip score`.
 
     Raises:
         ValueError: If the decoder, the data or the folder cannot be used.

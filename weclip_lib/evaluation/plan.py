@@ -1,6 +1,6 @@
-"""What predict reads and writes, worked out before it does either.
+"""Decide what predict reads and writes, before it does either.
 
-Nothing is replaced but what predict itself wrote. A list in --out holds the hashes of those files.
+Predict replaces only files that it wrote. A list in --out holds their hashes.
 """
 
 import csv
@@ -22,11 +22,11 @@ from weclip_lib.storage.files import Unusable, files_below, reading, whole
 from weclip_lib.storage.lists import read_names, read_text
 from weclip_lib.storage.pictures import SUFFIXES, pictures_below
 
-LIST = "predicted.csv"  # in --out, of all files that predict wrote there
+LIST = "predicted.csv"  # in --out; names all files that predict wrote there
 HEADER = "file,sha256"
 LEGEND = "classes.csv"
 OVERLAYS = "overlays"
-VOC_SERVER = "results/VOC2012/Segmentation/comp6_test_cls"  # trained on outside data, too
+VOC_SERVER = "results/VOC2012/Segmentation/comp6_test_cls"  # comp6 allows outside data
 DEVKIT_MASKS = ("SegmentationClass", "SegmentationClassAug", "SegmentationObject")
 ELSEWHERE = "choose another --out"
 
@@ -38,18 +38,17 @@ def _say(words: str) -> None:
 def find_images(
     places: Sequence[Path], *, names: Path | None = None, out: Path | None = None
 ) -> dict[str, Path]:
-    """Pictures by name without ending: files as they are, and those of folders and what lies below.
+    """Find pictures by name without suffix: the given files, and those below the given folders.
 
-    Of a folder of one's own, those in `images/` are meant; of a devkit, those in `JPEGImages/`.
-    Files that predict wrote are left out, as is all below `out`. What is left out is said.
+    In a folder of one's own, only `images/` counts; in a devkit, only `JPEGImages/`. Masks of a
+    devkit, files that predict wrote and all below `out` are left out, with a message.
 
     Args:
-        names: A list; only these are meant.
+        names: A list; only these count.
         out: Folder of the masks.
 
     Raises:
-        ValueError: If a place or a name is not there, there is no picture at all, or two of them
-            have one name.
+        ValueError: If a place or a name is missing, there is no picture, or two have one name.
     """
     found: list[tuple[str, Path]] = []
     for place in places:
@@ -80,7 +79,7 @@ def _stem(file: str) -> str:
 
 
 def _inside(place: Path, out: Path | None) -> list[tuple[str, Path]]:
-    """Pictures of a folder, with their path in it; what is left out is said."""
+    """Find a folder's pictures, by their path in it; say what is left out."""
     folder = place / "images" if is_own(place) else data_root(place)
     folder = folder / "JPEGImages" if (folder / "JPEGImages").is_dir() else folder
     if folder != place:
@@ -97,7 +96,7 @@ def _inside(place: Path, out: Path | None) -> list[tuple[str, Path]]:
 
 
 def _masks_below(folder: Path, pictures: dict[str, Path], out: Path | None) -> list[str]:
-    """Which pictures are none to be labelled, but written by predict, or a devkit's masks."""
+    """Find pictures not to label: files that predict wrote, and masks of a devkit."""
     written = _written(folder)
     devkit = [f"{name}/" for name in DEVKIT_MASKS if (folder / "ImageSets").is_dir()]
     real, target = folder.resolve(), out.resolve() if out else Path()
@@ -112,21 +111,21 @@ def _masks_below(folder: Path, pictures: dict[str, Path], out: Path | None) -> l
 
 
 def _written(folder: Path) -> set[Path]:
-    """All that predict wrote into a folder, whichever --out it was told."""
+    """Find all files that predict wrote into a folder, with any --out."""
     lists = [path for path in files_below(folder).values() if path.name == LIST]
     lists += [parent / LIST for parent in folder.resolve().parents]
     found = set()
     for path in lists:
-        with suppress(Unusable):  # somebody's own, of the same name
+        with suppress(Unusable):  # someone else's file of that name
             found |= {path.parent.resolve() / name for name in _read_list(path)}
     return found
 
 
 def _read_list(path: Path) -> dict[str, set[str]]:
-    """Hashes of each file that a list names.
+    """Read the hashes of each file in a list.
 
     Raises:
-        Unusable: If it is no list that predict wrote.
+        Unusable: If predict did not write the list.
     """
     header, *lines = read_text(path).split("\n")
     if header.rstrip("\r") != HEADER:
@@ -145,10 +144,10 @@ def _digest(path: Path) -> str:
 
 
 class Written:
-    """The files in a folder that predict wrote, and that are as it wrote them.
+    """The files that predict wrote into a folder, and their hashes.
 
     Raises:
-        Unusable: If the list of them is somebody else's file.
+        Unusable: If predict did not write the list there.
     """
 
     def __init__(self, out: Path) -> None:
@@ -159,10 +158,10 @@ class Written:
         return path.relative_to(self.out).as_posix()
 
     def check(self, path: Path) -> None:
-        """Refuse to write a file if what is there is somebody else's.
+        """Refuse to replace a file that predict did not write.
 
         Raises:
-            Unusable: If there is another file, a changed one, or a folder, or a file where its
+            Unusable: If another or a changed file or a folder is there, or a file is where its
                 folder has to be.
         """
         for folder in path.parents[: len(path.relative_to(self.out).parts) - 1]:
@@ -177,7 +176,7 @@ class Written:
 
     @contextmanager
     def whole(self, path: Path) -> Iterator[Path]:
-        """`files.whole`, for a file of ours: its hash is kept before it has its name.
+        """Write as `files.whole` does; record the hash before the file has its name.
 
         Raises:
             Unusable: If another file has appeared there.
@@ -197,7 +196,7 @@ class Written:
         csv.writer(row, lineterminator="\n").writerow((name, digest))
         with self._list.open("ab+") as file:
             file.seek(-1, os.SEEK_END)
-            half = file.read() != b"\n"  # a line of a run that was killed
+            half = file.read() != b"\n"  # a killed run left it
             file.write(b"\n" * half + row.getvalue().encode())
             file.flush()
             os.fsync(file.fileno())
@@ -206,7 +205,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where the masks of pictures go, and their overlays if wanted."""
+    """Where the masks of pictures go, and the overlays if wanted."""
 
     images: dict[str, Path]  # by name
     out: Path
@@ -214,7 +213,7 @@ class Plan:
     overlays: Path | None  # folder
 
     def targets(self, name: str) -> list[Path]:
-        """The mask of a picture, and its overlay."""
+        """Paths of the mask of a picture, and of its overlay."""
         folders = [self.masks, self.overlays] if self.overlays else [self.masks]
         return [folder / f"{name}.png" for folder in folders]
 
@@ -222,10 +221,10 @@ class Plan:
 def plan_outputs(
     images: dict[str, Path], out: Path, *, overlays: bool = False, voc_server: bool = False
 ) -> Plan:
-    """Where everything goes, if nothing of somebody else's is in the way. Nothing is written.
+    """Plan all outputs, and check that nothing is in the way. Nothing is written.
 
     Raises:
-        ValueError: Naming what is in the way, or two pictures that would write one file.
+        ValueError: If something is in the way, or two pictures would write one file.
     """
     refuse_data_set(out)
     plan = Plan(
@@ -256,7 +255,7 @@ def plan_outputs(
 
 
 def _check_name(target: Path, image: Path) -> None:
-    """Refuse a name that could not be found again in the list."""
+    """Refuse a name that the list cannot hold."""
     try:
         str(target).encode()
     except UnicodeEncodeError as error:

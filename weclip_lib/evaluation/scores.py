@@ -1,7 +1,7 @@
-"""Inference (single scale; multi-scale with flip) and scores of decoders and of pseudo labels.
+"""Run inference (single scale; multi-scale with flip), and score decoders and pseudo labels.
 
-Memory is bounded for pictures of any size: by what the network sees, by how many logits are at the
-picture's size at once, and by the pixels that the CRF works on.
+Memory is bounded for pictures of any size. There are limits for the patches that the network sees,
+for the logits at the picture's size, and for the pixels of the CRF.
 """
 
 import math
@@ -26,11 +26,11 @@ from weclip_lib.ops.crf import dense_crf
 from weclip_lib.ops.metrics import confusion_matrix
 
 Key = TypeVar("Key", bound=Hashable)
-MOST_PATCHES = 4096  # that the network sees of a picture: 1024x1024 pixels of a ViT-B/16
+MOST_PATCHES = 4096  # of a picture in the network: 1024x1024 pixels of a ViT-B/16
 LOGITS_AT_ONCE = 2**24  # at a picture's size: 64 MB
 CRF_PIXELS = 2**19  # of a picture, at most: 0.7 GB with 21 classes; VOC and COCO have fewer
-AHEAD = 16  # pictures that wait for their CRF, so that all cores have work,
-AHEAD_PIXELS = 3 * 2**19  # and so many pixels of them, however many cores: 2 GB with 21 classes
+AHEAD = 16  # pictures that wait for their CRF, so that all cores have work
+AHEAD_PIXELS = 3 * 2**19  # pixels of these, for any number of cores: 2 GB with 21 classes
 Logits = Float[Tensor, "batch cls grid_h grid_w"]
 
 
@@ -43,16 +43,16 @@ def predict(
     scales: Sequence[float] = (1.0, 0.75),
     flip: bool = True,
 ) -> list[tuple[Logits, Logits]]:
-    """Logits of each decoder: single scale, and averaged over scales and flips.
+    """Return the logits of each decoder: single scale, and averaged over scales and flips.
 
-    The backbone runs once for all decoders. Of every scale, the plain and the flipped picture's
-    logits are averaged, then those of all scales at the first one's grid. No CAM is computed.
+    The backbone runs once a scale for all decoders. The logits of plain and flipped pictures are
+    averaged at each scale, then over all scales on the first one's grid. No CAM is computed.
     Source: official test_msc_flip_voc.py; REFERENCE 40, 41.
 
     Args:
         images: Normalised; any size from one patch up.
         scales: The first is the single scale, and has to be 1.
-        flip: Whether mirror images are looked at, too. Without, and at one scale, both logits of a
+        flip: Whether to use mirror images, too. Without them, at one scale, both logits of a
             decoder are one tensor.
     """
     single: list[Logits] = []
@@ -81,14 +81,14 @@ def predict(
 
 
 def enlarge(logits: Logits, size: tuple[int, int]) -> Float[Tensor, "batch cls height width"]:
-    """Logits at `size` pixels, bilinearly."""
+    """Resize logits to `size` pixels, bilinearly."""
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def label_map(logits: Logits, size: tuple[int, int]) -> UInt8[Tensor, "batch height width"]:
-    """Class ids at `size` pixels: enlarge the logits bilinearly, then take the best class.
+    """Return class ids: enlarge the logits bilinearly to `size` pixels, and take the best class.
 
-    Some classes are enlarged at a time. Of equal logits, the first class wins.
+    A few classes are enlarged at a time. Of equal logits, the first wins.
     """
     together = max(1, LOGITS_AT_ONCE // (len(logits) * size[0] * size[1]))
     best, found = _best(logits[:, :together], size)
@@ -108,7 +108,7 @@ def _best(logits: Logits, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
 def resize_longer(
     images: Float[Tensor, "batch 3 height width"], long_side: int
 ) -> Float[Tensor, "batch 3 new_h new_w"]:
-    """Scale pictures so that their longer side has so many pixels; 0 leaves them as they are.
+    """Scale pictures so that their longer side has `long_side` pixels; 0: no change.
 
     Differs: the official code truncates, and so makes 511 pixels of some widths (REFERENCE 40).
     """
@@ -125,13 +125,13 @@ def shown_to(
     long_side: int,
     scales: Sequence[float] = (1.0,),
 ) -> Float[Tensor, "batch 3 new_h new_w"]:
-    """Pictures as the network sees them: scaled to `long_side`, and to 4096 patches at most.
+    """Scale pictures for the network: to `long_side`, and to 4096 patches at most.
 
-    The shorter side keeps a patch at least, at every scale, however long the other is.
+    At every scale, the shorter side keeps at least a patch, however long the other is.
 
     Args:
-        long_side: Pixels of the longer side; 0: as they are, up to so many patches.
-        scales: That follow; the largest one has to keep within so many patches.
+        long_side: Pixels of the longer side; 0: its own, up to 4096 patches.
+        scales: Of inference; the largest one has to keep within 4096 patches.
     """
     height, width = images.shape[-2:]
     longer = max(height, width)
@@ -142,7 +142,7 @@ def shown_to(
 
 
 def crf_size(height: int, width: int) -> tuple[int, int]:
-    """The size at which the CRF works on a picture: its own, or about half a megapixel."""
+    """Return the size for the CRF: the picture's own, or about half a megapixel."""
     shrink = min(1.0, math.sqrt(CRF_PIXELS / (height * width)))
     return max(1, int(height * shrink)), max(1, int(width * shrink))
 
@@ -150,9 +150,9 @@ def crf_size(height: int, width: int) -> tuple[int, int]:
 def with_crf(
     logits: Float[Tensor, "cls grid_h grid_w"], image: UInt8[np.ndarray, "height width 3"], crf: CRF
 ) -> UInt8[np.ndarray, "height width"]:
-    """Class ids of one picture after the dense CRF, at the picture's size.
+    """Apply the dense CRF to one picture; return class ids at the picture's size.
 
-    Beyond half a megapixel, the ids of a smaller picture are copied to their neighbours.
+    Above half a megapixel, it works on a smaller copy, and its ids are enlarged (nearest).
     """
     height, width = image.shape[:2]
     small = crf_size(height, width)
@@ -173,21 +173,21 @@ def score_decoders(
     batch: int = 8,
     crf: CRF | None = None,
 ) -> dict[Key, tuple[Integer[Tensor, "cls cls"], ...]]:
-    """Confusion matrices of each decoder: single scale, averaged over scales and flips, with CRF.
+    """Return confusion matrices of each decoder: single scale, scales and flips, with CRF.
 
-    Pictures of one batch have to be of one size; use `batch=1` where sizes differ.
+    All pictures of a batch need one size; use `batch=1` where sizes differ.
 
     Args:
-        long_side: Pixels of the longer side that pictures are scaled to (`shown_to`); 0: as they
-            are. Class ids are compared at the mask's size.
-        crf: Of the averaged logits, on all cores; None: there are two matrices a decoder.
+        long_side: Pixels of the longer side in the network (`shown_to`); 0: its own. Class ids
+            are compared at the mask's size.
+        crf: For the averaged logits, on all cores; None: two matrices a decoder.
     """
     modes = {name: decoder.training for name, decoder in decoders.items()}
     for decoder in decoders.values():
         decoder.eval()
     count, device = dataset.labels.class_count, next(backbone.parameters()).device
     totals = {n: torch.zeros(3 if crf else 2, count, count, dtype=torch.long) for n in decoders}
-    pending: deque[tuple[Key, int, Future]] = deque()  # with their pixels
+    pending: deque[tuple[Key, int, Future]] = deque()  # key, pixels, result
 
     def compared(found: Tensor, mask: UInt8[np.ndarray, "height width"]) -> Tensor:
         return confusion_matrix(found.cpu(), torch.from_numpy(mask), count)
@@ -235,11 +235,11 @@ def score_labels(
     rows: Sequence[int] | None = None,
     batch: int = 8,
 ) -> dict[str, Integer[Tensor, "cls cls"]]:
-    """Confusion matrices of pseudo labels against the masks that training never sees.
+    """Return confusion matrices of pseudo labels against masks, which training never sees.
 
     Args:
-        label: Gives, for some rows of the data set, the label maps of each variant by its name.
-        rows: Of which pictures; all by default.
+        label: Returns the label maps of some rows of the data set, by name of the variant.
+        rows: Of the pictures; all by default.
     """
     chosen = range(len(dataset)) if rows is None else rows
     count = dataset.labels.class_count

@@ -1,4 +1,4 @@
-"""What a patch is tied to: by attention, by a decoder, and by what the RFM makes of both."""
+"""Show how patches are related by attention, by a decoder, and by the RFM."""
 
 from dataclasses import dataclass
 
@@ -17,12 +17,12 @@ from weclip_lib.ops.affinity import transition_matrix
 
 @dataclass(frozen=True)
 class Rows:
-    """What one patch is tied to, by different matrices; each over the patches of the picture."""
+    """How one patch relates to all patches of the picture, by different matrices."""
 
     head: Float[Tensor, "grid_h grid_w"]  # attention of the chosen block and head
     mean: Float[Tensor, "grid_h grid_w"]  # of the last blocks, all heads
     affinity: Float[Tensor, "grid_h grid_w"]  # of the decoder, in (0, 1)
-    product: Float[Tensor, "grid_h grid_w"]  # what the RFM makes of both
+    product: Float[Tensor, "grid_h grid_w"]  # of the RFM, from both
     transition: Float[Tensor, "grid_h grid_w"]  # of that product
 
 
@@ -30,9 +30,9 @@ class Rows:
 class Choice:
     """Which blocks the RFM selects for a picture, and by what margin."""
 
-    blocks: list[int]  # those it chooses from
-    difference: list[float]  # of each block's attention to the affinity: the mean over all pairs
-    limit: float  # the mean block's; at most this is selected
+    blocks: list[int]  # candidates
+    difference: list[float]  # of each block's attention to the affinity: mean over pairs
+    limit: float  # mean difference; blocks up to it are selected
     selected: list[bool]
 
 
@@ -40,7 +40,7 @@ class Choice:
 def head_attention(
     backbone: Backbone, features: ImageFeatures, block: int
 ) -> Float[Tensor, "batch head token token"]:
-    """Attention of every head of a block; rows are queries and sum to 1, class token first.
+    """Return attention of every head; rows are queries and sum to 1, class token first.
 
     Raises:
         ValueError: If there is no such block.
@@ -51,12 +51,12 @@ def head_attention(
 
 
 class Affinities(Keeper):
-    """What belongs together, patch by patch, by attention, decoder and RFM.
+    """Relations of patches by attention, decoder and RFM; results are kept.
 
     Args:
         pipeline: Gives features and attention.
         method: RFM rule and number of blocks.
-        decoders: By their name, such as the training step.
+        decoders: By name, such as the training step.
     """
 
     def __init__(self, pipeline: Pipeline, method: Method, decoders: dict[str, Decoder]) -> None:
@@ -64,7 +64,7 @@ class Affinities(Keeper):
         self.pipeline, self.method, self.decoders = pipeline, method, decoders
 
     def heads(self, shown: Picture, block: int) -> Float[Tensor, "head patch patch"]:
-        """Attention of every head of a block between patches."""
+        """Return attention between patches for every head."""
         way = self.pipeline
         return self._once(
             "heads",
@@ -74,7 +74,7 @@ class Affinities(Keeper):
         )
 
     def affinity(self, shown: Picture, decoder: str) -> Float[Tensor, "1 patch patch"]:
-        """Of a decoder."""
+        """Return it for one decoder."""
 
         def make() -> Tensor:
             features = self.pipeline.features(shown)
@@ -97,13 +97,13 @@ class Affinities(Keeper):
     def rows(
         self, shown: Picture, patch: int, *, block: int, head: int | None, decoder: str
     ) -> Rows:
-        """Rows of a patch.
+        """Return the rows of a patch.
 
         Args:
             patch: Row-major over the grid.
             block: Of the backbone, from 0.
             head: From 0; None: the mean of all heads.
-            decoder: Which one.
+            decoder: Its name.
         """
         heads = self.heads(shown, block)
         product, transition = self._refined(shown, decoder)
@@ -119,7 +119,7 @@ class Affinities(Keeper):
         return Rows(*(rearrange(row, "(h w) -> h w", h=height) for row in found))
 
     def choice(self, shown: Picture, decoder: str) -> Choice:
-        """The RFM's choice of blocks, and how close it was."""
+        """Return the RFM's choice of blocks, with the margins."""
         count = self.method.rfm_layers
         attention = self.pipeline.attention(shown)[-count:]
         affinity = self.affinity(shown, decoder)

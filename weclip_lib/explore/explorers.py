@@ -1,6 +1,6 @@
-"""Explorers for a notebook or a page: where a CAM comes from, and what a patch is tied to.
+"""Explorers for a notebook or a page: from picture to CAM, and from patch to patch.
 
-The computation is that of `stages.py`; this module holds the controls. They work with a mouse and
+`stages.py` and `affinities.py` compute; this module holds the controls. They work with a mouse, and
 with the keyboard alone (Tab, arrow keys, Enter).
 """
 
@@ -26,7 +26,7 @@ def _slider(name: str, low: int, high: int, value: int) -> widgets.IntSlider:
 
 
 class CamExplorer(PictureExplorer):
-    """From a picture and words to a pseudo label: every stage side by side, every setting a slider.
+    """Shows all stages from a picture and words to a pseudo label, with a control per setting.
 
     Args:
         pipeline: Frozen backbone and classes.
@@ -105,7 +105,7 @@ class CamExplorer(PictureExplorer):
         )  # fmt: skip
 
     def settings(self) -> Settings:
-        """What the controls say now."""
+        """Read the controls."""
         chosen = self.backgrounds.value if self.with_backgrounds.value else ()
         return Settings(
             words=tuple(button.description for button in self.present.children if button.value),
@@ -137,7 +137,7 @@ class CamExplorer(PictureExplorer):
         return [word.strip() for word in self.words.value.split(";")]
 
     def _list_words(self, words: Sequence[str]) -> None:
-        """A button for every word, that takes it out of the picture's classes; and their list."""
+        """Make a button for every word, which removes it from the classes; list the words."""
         old = self.present.children
         buttons = []
         for word in dict.fromkeys(words):
@@ -152,7 +152,7 @@ class CamExplorer(PictureExplorer):
             self._offer()
 
     def _offer(self) -> None:
-        """List the words that count as present; the chosen one stays if it is among them."""
+        """Offer the words that count as present; the chosen one stays if among them."""
         words = [button.description for button in self.present.children if button.value]
         kept = self.shown.value if self.shown.value in words else None
         with self._holding():
@@ -169,7 +169,7 @@ class CamExplorer(PictureExplorer):
             self._refresh()
 
     def _choose(self, _change: object = None) -> None:
-        """Another picture: its own classes, all else as it is."""
+        """Take the classes of the new picture; keep all else."""
         with self._holding():
             if self.stages is None:
                 self._reset()
@@ -210,7 +210,7 @@ class CamExplorer(PictureExplorer):
 
     @staticmethod
     def _listed(chosen: Settings, found: Stages) -> list[tuple[str, float, bool]]:
-        """All words, then the background prompts that compete most."""
+        """List all words, then the most probable background prompts."""
         names = (*chosen.words, *chosen.backgrounds)
         rows = list(zip(names, found.probabilities.tolist(), strict=True))
         words = [(name, value, True) for name, value in rows[: len(chosen.words)]]
@@ -219,7 +219,7 @@ class CamExplorer(PictureExplorer):
         return [*words, *((name, value, False) for name, value in others[:left])]
 
     def footer(self) -> str:
-        """The probabilities, as the bars show them."""
+        """List the probabilities, as the bars do."""
         if self.stages is None:
             return ""
         rows = self._listed(self.settings(), self.stages)
@@ -227,10 +227,10 @@ class CamExplorer(PictureExplorer):
 
 
 class AffinityExplorer(PictureExplorer):
-    """Click a patch: which others is it tied to, by attention, by the decoder, by the RFM?
+    """Shows which patches relate to a clicked one: by attention, the decoder and the RFM.
 
     Args:
-        affinities: Of a pipeline, and of a decoder at several steps of its training.
+        affinities: Of a pipeline, and of a decoder at several training steps.
         pictures: To choose from.
     """
 
@@ -270,7 +270,7 @@ class AffinityExplorer(PictureExplorer):
         self._choose()
 
     def _choose(self, _change: object = None) -> None:
-        """Another picture; the patch in its middle."""
+        """Show the new picture; choose its middle patch."""
         shown = self.gallery.chosen
         rows, columns = self.affinities.pipeline.features(shown).grid
         with self._holding():
@@ -289,7 +289,7 @@ class AffinityExplorer(PictureExplorer):
         self.panels["patch"].show(marked, f"row {cell[0] + 1}, column {cell[1] + 1}")
         for name, values in vars(rows).items():
             others = values.flatten().clone()
-            others[patch] = 0  # itself is no news, and outshines the rest
+            others[patch] = 0  # the patch itself would outshine the rest
             top, place = others.max(dim=0)
             spread = (values / top.clamp(min=1e-12)).clamp(max=1).numpy()
             y, x = divmod(int(place), grid[1])
@@ -315,7 +315,7 @@ class AffinityExplorer(PictureExplorer):
         return []
 
     def footer(self) -> str:
-        """The RFM's choice, as the bars show it."""
+        """Describe the RFM's choice, as the bars do."""
         choice = self.affinities.choice(self.gallery.chosen, self.decoder.value)
         rows = zip(choice.blocks, choice.difference, choice.selected, strict=True)
         mean = choice.limit

@@ -1,7 +1,7 @@
-"""One picture's way through the pipeline, stage by stage; what has not changed is kept.
+"""Compute what the explorers show, stage by stage, without widgets.
 
-What the explorers show, without a widget: a change of one setting recomputes only what comes after
-it. Every stage is the library's own function, so what is seen is what training sees.
+Results are kept, so a changed setting recomputes only the stages after it. Every stage is the
+library's own function, so the explorers show what training computes.
 """
 
 import warnings
@@ -25,14 +25,14 @@ from weclip_lib.ops import par
 from weclip_lib.ops.affinity import box_mask, min_max, propagate_cam, transition_matrix
 
 Made = TypeVar("Made")
-KEPT = 24  # results of one stage that are kept, of whatever pictures and settings
+KEPT = 24  # results of one stage, over all pictures and settings
 KEPT_TEXTS = 512
-KEPT_PAR = 4  # the same of PAR, which keeps every iteration
+KEPT_PAR = 4  # for PAR, which keeps every iteration
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """What is looked at; sides are multiples of a patch."""
+    """A picture to explore; its sides are multiples of a patch."""
 
     name: str
     pixels: UInt8[np.ndarray, "height width 3"]
@@ -41,7 +41,7 @@ class Picture:
 
 
 def picture(dataset: LabelledImages, row: int) -> Picture:
-    """A picture of a data set, with its tags, and with its mask if the data set has masks."""
+    """Get a picture of a data set with its tags, and its mask if there are masks."""
     present = zip(dataset.labels.classes, dataset.image_labels[row].tolist(), strict=True)
     tags = tuple(name for name, value in present if value)
     mask = dataset.mask(row) if isinstance(dataset, MaskedImages) else None
@@ -50,14 +50,14 @@ def picture(dataset: LabelledImages, row: int) -> Picture:
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be changed on the way from a picture to its pseudo label."""
+    """Settings between a picture and its pseudo label."""
 
     words: tuple[str, ...]  # class names or prompts that count as present
     backgrounds: tuple[str, ...]  # prompts of things that are never a class
     template: str
     block: int  # whose first LayerNorm Grad-CAM looks at
     box_threshold: float  # of a CAM, in [0, 1]
-    maps: int  # last attention maps that are averaged
+    maps: int  # number of last attention maps to average
     rounds: int  # of Sinkhorn's normalisation
     steps: int  # along the transition matrix
     par_iterations: int
@@ -66,7 +66,7 @@ class Settings:
     def published(
         cls, labels: LabelSet, method: Method, blocks: int, words: Sequence[str]
     ) -> "Settings":
-        """Those of a profile, for the classes of a picture."""
+        """Return the settings of a profile, for given words."""
         return cls(
             words=tuple(words),
             backgrounds=labels.backgrounds,
@@ -82,7 +82,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Stages:
-    """All that lies between a picture and its pseudo label; maps in the order of the words."""
+    """All results from picture to pseudo label; maps in the order of the words."""
 
     probabilities: Float[Tensor, " prompt"]  # words, then backgrounds
     cam: Float[Tensor, "word grid_h grid_w"]  # in [0, 1]
@@ -93,7 +93,7 @@ class Stages:
 
 
 class Keeper:
-    """Remembers the last results of every stage by what they were made of."""
+    """Keeps the last results of every stage, by their inputs."""
 
     def __init__(self) -> None:
         self.made: list[str] = []  # stages computed, in order
@@ -111,11 +111,11 @@ class Keeper:
 
 
 class Pipeline(Keeper):
-    """From pictures to pseudo labels by the frozen parts, with every stage kept.
+    """Makes pseudo labels with the frozen parts, and keeps every stage.
 
     Args:
         backbone: Frozen CLIP.
-        labels: Classes; a word that is one of them is prompted as the data set prompts it.
+        labels: Classes; a word that is one of them gets the data set's prompt.
     """
 
     def __init__(self, backbone: Backbone, labels: LabelSet) -> None:
@@ -123,7 +123,7 @@ class Pipeline(Keeper):
         self.backbone, self.labels = backbone, labels
 
     def images(self, shown: Picture) -> Float[Tensor, "1 3 height width"]:
-        """Normalised, on the backbone's device."""
+        """Normalise, on the backbone's device."""
         device = next(self.backbone.parameters()).device
         return self._once(
             "images",
@@ -132,13 +132,13 @@ class Pipeline(Keeper):
         )
 
     def features(self, shown: Picture) -> ImageFeatures:
-        """Tokens and attention of all blocks but the last."""
+        """Get tokens and attention of all blocks but the last."""
         return self._once(
             "features", (shown,), lambda: self.backbone.encode_image(self.images(shown))
         )
 
     def attention(self, shown: Picture) -> Float[Tensor, "layer 1 patch patch"]:
-        """Of all blocks between patches, mean over heads."""
+        """Get it between patches, all blocks, mean over heads."""
 
         def make() -> Tensor:
             features = self.features(shown)
@@ -173,10 +173,10 @@ class Pipeline(Keeper):
         return found.cam[0], found.probabilities[0]
 
     def check(self, chosen: Settings) -> None:
-        """Refuse what cannot be computed.
+        """Refuse invalid settings.
 
         Raises:
-            ValueError: Naming the setting and the remedy.
+            ValueError: It names the setting and the remedy.
         """
         if not chosen.words or not all(word.strip() for word in chosen.words):
             raise ValueError("the class name is empty: type a word, such as boat")
@@ -187,7 +187,7 @@ class Pipeline(Keeper):
             raise ValueError(f"the template {chosen.template!r} needs one {{}} where the word goes")
 
     def remarks(self, shown: Picture, chosen: Settings) -> list[str]:
-        """What a reader has to know to read the maps rightly."""
+        """Return warnings that help to read the maps."""
         found = []
         prompts = [chosen.template.format(word) for word in chosen.words]
         if unknown := self.backbone.unknown_words(prompts):
@@ -209,10 +209,10 @@ class Pipeline(Keeper):
         return found
 
     def show(self, shown: Picture, chosen: Settings) -> Stages:
-        """All stages of a picture.
+        """Compute all stages of a picture.
 
         Raises:
-            ValueError: If a setting makes no sense, or a prompt is too long.
+            ValueError: If a setting is invalid, or a prompt is too long.
         """
         self.check(chosen)
         scored = (shown, chosen.words, chosen.backgrounds, chosen.template, chosen.block)
@@ -243,7 +243,7 @@ class Pipeline(Keeper):
 
     @staticmethod
     def _start(shown: Picture, refined: Tensor) -> Float[Tensor, "1 map height width"]:
-        """Maps at the picture's size, background before them: what PAR smoothes."""
+        """Enlarge maps to the picture's size, background first, for PAR."""
         return with_background(refined[None], shown.pixels.shape[:2])
 
     def _kernel(self, shown: Picture) -> Tensor:
@@ -252,7 +252,7 @@ class Pipeline(Keeper):
     def word_iou(
         self, shown: Picture, chosen: Settings, label: Integer[Tensor, "height width"]
     ) -> dict[str, float]:
-        """IoU of every word that is a class with its mask, in percent; empty without a mask."""
+        """Return IoU in percent of every word that is a class; empty without a mask."""
         if shown.mask is None:
             return {}
         known, found = shown.mask != IGNORE_INDEX, label.cpu().numpy()

@@ -1,4 +1,4 @@
-"""Look at a run afterwards: watched pictures over time, curves, classes, and what went wrong."""
+"""View a finished run: watched pictures over time, curves, IoU of classes, and errors."""
 
 from functools import cached_property
 from pathlib import Path
@@ -23,14 +23,14 @@ WRONG = np.array([213, 94, 0], np.uint8)  # vermilion, on grey
 
 
 class TrainingViewer(Explorer):
-    """Pseudo labels and predictions of fixed pictures over the steps of a run, the worst first.
+    """Shows pseudo labels and predictions of fixed pictures over a run, the worst first.
 
     Args:
         folder: Of a run that watched pictures.
-        dataset: Has the watched pictures of the same size, with masks.
+        dataset: Holds the watched pictures at the same size, with masks.
 
     Raises:
-        ValueError: If nothing was watched there, or pictures are missing in the data set.
+        ValueError: If nothing was watched, or the data set lacks a picture.
     """
 
     def __init__(self, folder: Path, dataset: MaskedImages) -> None:
@@ -82,13 +82,13 @@ class TrainingViewer(Explorer):
         self._refresh()
 
     def labels(self, kind: str, step: int) -> dict[str, np.ndarray]:
-        """Label maps of the watched pictures by name: `pseudo_label` or `prediction`."""
+        """Return label maps by picture; `kind` is `pseudo_label` or `prediction`."""
         every = self.run.pseudo_labels if kind == "pseudo_label" else self.run.predictions
         maps = every[self.run.steps.index(step)].numpy()
         return dict(zip(self.run.names, maps, strict=True))
 
     def scores(self, kind: str, step: int) -> tuple[float, list[float]]:
-        """mIoU of the watched pictures together, and IoU of every class, in percent."""
+        """Return mIoU of all watched pictures, and IoU of every class, in percent."""
         count = len(self.classes)
         table = sum(
             confusion_matrix(torch.from_numpy(label), torch.from_numpy(self.masks[name]), count)
@@ -98,7 +98,7 @@ class TrainingViewer(Explorer):
         return found.miou, found.class_iou.tolist()
 
     def curve(self) -> pd.DataFrame:
-        """The run's curve, with the mIoU of what was watched."""
+        """Return the run's curve, with mIoU of watched pictures."""
         rows = [
             (step, f"mIoU of {name}, %", self.scores(kind, step)[0])
             for kind, name in (("pseudo_label", "pseudo labels"), ("prediction", "predictions"))
@@ -110,24 +110,24 @@ class TrainingViewer(Explorer):
 
     @cached_property
     def _all_errors(self) -> list[PictureErrors]:
-        """The watched pictures at the last step, the worst first."""
+        """Errors at the last step; the worst picture is first."""
         found = self.labels("prediction", self.run.steps[-1])
         masks = [self.masks[name] for name in found]
         return picture_errors(list(found.values()), masks, list(found), len(self.classes))
 
     def ranked(self, kind: str = "") -> list[PictureErrors]:
-        """The same, or those with most errors of a kind first."""
+        """Rank pictures at the last step by mIoU, or by errors of a kind."""
         rows = self._all_errors
         return sorted(rows, key=lambda row: -row.share[kind]) if kind else rows
 
     def _marked(self, name: str, where: Bool[np.ndarray, "_ _"]) -> UInt8[np.ndarray, "_ _ 3"]:
-        """A watched picture in grey, with some pixels in the colour of errors."""
+        """Draw a watched picture in grey, and some pixels in the colour of errors."""
         grey = self.pixels[name].mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8)
         grey[where] = WRONG
         return panels.scaled(grey, smooth=False)
 
     def _named(self, label: Integer[np.ndarray, "_ _"]) -> str:
-        """The classes of a label map, background apart."""
+        """Name the classes of a label map, without background."""
         present = [i for i in np.unique(label) if i not in (0, IGNORE_INDEX)]
         return ", ".join(self.classes[i] for i in present) or "background alone"
 
@@ -166,11 +166,11 @@ class TrainingViewer(Explorer):
         return []
 
     def footer(self) -> str:
-        """The scores of the step."""
+        """Return scores of the step."""
         return self.about.value
 
     def failures(self, count: int = 4) -> Figure:
-        """A gallery: of every kind of error the pictures with most of it, and where it is."""
+        """Draw, for every kind of error, the pictures with most of it, and where."""
         said = self.labels("prediction", self.run.steps[-1])
         shown = []
         for kind in KINDS:

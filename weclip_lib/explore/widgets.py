@@ -1,4 +1,4 @@
-"""What the explorers are built of: a picture to click on, panels, a page that shows its errors."""
+"""Parts of the explorers: a picture to click on, panels, and a page that shows errors."""
 
 import base64
 import time
@@ -26,23 +26,23 @@ ROW = widgets.Layout(flex_flow="row wrap", align_items="flex-start")
 
 
 class GridPicture(anywidget.AnyWidget):
-    """A picture cut into cells, one of which is chosen by a click or by the arrow keys."""
+    """A picture cut into cells; a click or the arrow keys choose one."""
 
     _esm = HERE / "grid_picture.js"
     _css = HERE / "explore.css"
     png = traitlets.Bytes().tag(sync=True)
     rows = traitlets.Int(1).tag(sync=True)
     columns = traitlets.Int(1).tag(sync=True)
-    cells = traitlets.Int(1).tag(sync=True)  # of rows * columns, the first ones can be chosen
+    cells = traitlets.Int(1).tag(sync=True)  # first ones of rows * columns, which can be chosen
     cell = traitlets.Int(0).tag(sync=True)
     width = traitlets.Int(400).tag(sync=True)  # on the page, in pixels
     label = traitlets.Unicode().tag(sync=True)  # for those who cannot see it
 
     def __repr__(self) -> str:
-        return f"GridPicture({self.rows} x {self.columns})"  # without an address of memory
+        return f"GridPicture({self.rows} x {self.columns})"  # without a memory address
 
     def show(self, picture: RGB, rows: int, columns: int, cells: int = 0) -> None:
-        """Another picture; the chosen cell stays if there still is such a one."""
+        """Show another picture; the chosen cell stays if it still exists."""
         cells = cells or rows * columns
         with self.hold_sync():
             self.png = as_png(picture)
@@ -63,25 +63,25 @@ class Panel(widgets.VBox):
         )
 
     def show(self, picture: RGB, text: str = "") -> None:
-        """Another picture and line."""
+        """Show another picture and line."""
         self.shown, self.text = picture, text
         self.picture.value = as_png(picture)
         self.caption.value = f'<div class="weclip-caption">{escape(text)}</div>'
         self.layout.display = None
 
     def hide(self) -> None:
-        """Take the panel off the page until it is shown again."""
+        """Hide the panel until it is shown again."""
         self.layout.display = "none"
 
 
 class Explorer(widgets.VBox):
-    """Controls and panels; what goes wrong is said in the page, and the page goes on.
+    """Controls and panels; errors appear in the page, which keeps working.
 
-    Its static twin (`figure`) is part of what a notebook keeps of it, so that a page without a
-    kernel shows the same pictures.
+    A notebook also keeps its static twin (`figure`), so that a page without a kernel shows the
+    same pictures.
 
     Attributes:
-        seconds: How long the last changes took, from the control to the panels.
+        seconds: Times of the last changes, from the control to the panels.
     """
 
     def __init__(self, panels: dict[str, str]) -> None:
@@ -92,7 +92,7 @@ class Explorer(widgets.VBox):
         super().__init__()
 
     def _draw(self) -> list[str]:
-        """Bring the panels up to date; returns remarks."""
+        """Update the panels; return remarks."""
         raise NotImplementedError
 
     def _say(self, lines: list[str], kind: str = "") -> None:
@@ -102,7 +102,7 @@ class Explorer(widgets.VBox):
 
     @contextmanager
     def _holding(self) -> Iterator[None]:
-        """Change several controls with no refresh in between."""
+        """Change several controls without a refresh between."""
         held, self._held = self._held, True
         try:
             yield
@@ -115,34 +115,34 @@ class Explorer(widgets.VBox):
         began = time.perf_counter()
         try:
             self._say(self._draw())
-        except Exception as error:  # a callback's traceback would be lost in a log
+        except Exception as error:  # else only a log has the callback's traceback
             known = isinstance(error, ValueError)
             self._say([str(error) if known else f"{type(error).__name__}: {error}"], "error")
         self.seconds.append(time.perf_counter() - began)
 
     def _follow(self, *controls: widgets.Widget) -> None:
-        """Refresh when the value of any of them changes."""
+        """Refresh when the value of a control changes."""
         for control in controls:
             control.observe(self._refresh, "cell" if isinstance(control, GridPicture) else "value")
 
     def footer(self) -> str:
-        """What stands below the static twin."""
+        """Return the text below the static twin."""
         return ""
 
     def figure(self) -> Figure:
-        """The panels as they are, with their lines, as a figure."""
+        """Draw the current panels and their lines as a figure."""
         shown = [panel for panel in self.panels.values() if panel.layout.display != "none"]
         pictures = [(panel.title, panel.text, panel.shown) for panel in shown]
         return contact_sheet(pictures, footer=self.footer())
 
     def _repr_mimebundle_(self, **kwargs: object) -> dict[str, str]:
-        """The live page, and its static twin for whatever cannot show one."""
+        """Return the live page, and its static twin for other viewers."""
         bundle = super()._repr_mimebundle_(**kwargs)
         return {**bundle, "image/png": base64.b64encode(figure_png(self.figure(), 100)).decode()}
 
 
 class Gallery(widgets.VBox):
-    """Thumbnails to choose from, and a button to add a picture of one's own.
+    """Thumbnails to choose from, and a button to add one's own picture.
 
     Args:
         side: Pixels that an added picture's longer side is scaled to.
@@ -180,7 +180,7 @@ class Gallery(widgets.VBox):
 
 
 class PictureExplorer(Explorer):
-    """An explorer of one picture, chosen from a gallery or one's own."""
+    """An explorer of one picture, from a gallery or one's own."""
 
     def __init__(
         self, shown: dict[str, str], pipeline: Pipeline, pictures: Sequence[Picture]
@@ -193,7 +193,7 @@ class PictureExplorer(Explorer):
         self.gallery.upload.observe(self._add, "value")
 
     def _choose(self, _change: object = None) -> None:
-        """Another picture was chosen."""
+        """Go to the chosen picture."""
         raise NotImplementedError
 
     def _add(self, change: dict) -> None:

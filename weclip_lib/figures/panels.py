@@ -1,4 +1,4 @@
-"""Small pictures for the explorers, drawn by numpy and PIL within milliseconds, as PNG."""
+"""Draw small pictures for the explorers with numpy and PIL, within milliseconds."""
 
 from collections.abc import Sequence
 from html import escape
@@ -13,18 +13,18 @@ from weclip_lib.labels import IGNORE_INDEX
 
 RGB = UInt8[np.ndarray, "_ _ 3"]
 SIDE = 208  # pixels of a panel's longer side
-OUTLINE = (86, 180, 233)  # of boxes: sky blue, seen on dark and on light
+OUTLINE = (86, 180, 233)  # of boxes; sky blue shows on dark and on light
 
 
 def as_png(picture: RGB) -> bytes:
-    """The bytes of a PNG, compressed little: it goes no further than the next browser."""
+    """Encode a PNG with little compression, because it only goes to a browser."""
     file = BytesIO()
     Image.fromarray(picture).save(file, format="PNG", compress_level=1)
     return file.getvalue()
 
 
 def scaled(picture: RGB, side: int = SIDE, *, smooth: bool = True) -> RGB:
-    """Enlarged or shrunk so that the longer side has so many pixels."""
+    """Resize a picture so that its longer side has `side` pixels."""
     height, width = picture.shape[:2]
     size = [max(1, round(length * side / max(height, width))) for length in (width, height)]
     how = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
@@ -32,7 +32,7 @@ def scaled(picture: RGB, side: int = SIDE, *, smooth: bool = True) -> RGB:
 
 
 def heat(values: Float[np.ndarray, "_ _"], under: RGB, *, smooth: bool = True) -> RGB:
-    """A map in [0, 1] in colours over a picture in grey."""
+    """Draw a map in [0, 1] in colour over a grey picture."""
     below = scaled(under)
     grey = below.mean(axis=2, keepdims=True)
     levels = Image.fromarray((255 * values.clip(0, 1)).astype(np.uint8))
@@ -42,7 +42,7 @@ def heat(values: Float[np.ndarray, "_ _"], under: RGB, *, smooth: bool = True) -
 
 
 def boxes(picture: RGB, inside: Bool[np.ndarray, "_ _"]) -> RGB:
-    """A picture with what is outside the boxes darkened, and their outline drawn."""
+    """Darken a picture outside its boxes, and outline the boxes."""
     below = scaled(picture)
     size = below.shape[1::-1]
     mask = np.asarray(
@@ -61,12 +61,12 @@ def label_map(
     table: UInt8[np.ndarray, "256 3"],
     under: RGB,
 ) -> RGB:
-    """Class ids in colours over a picture, with background as it is."""
+    """Draw class ids in colour over a picture; background stays as it is."""
     return scaled(overlay(under, label, table, weight=2), smooth=False)
 
 
 def word_colours(words: Sequence[str], classes: Sequence[str]) -> UInt8[np.ndarray, "256 3"]:
-    """Colours of label maps that count words from 1: a class has its own colour in every map."""
+    """Choose colours for label maps with word ids from 1; a class keeps its colour."""
     table = colours(1 + len(classes) + len(words))
     own = [
         table[1 + classes.index(word)] if word in classes else table[1 + len(classes) + number]
@@ -79,7 +79,7 @@ def word_colours(words: Sequence[str], classes: Sequence[str]) -> UInt8[np.ndarr
 
 
 def sheet(pictures: Sequence[RGB], side: int, columns: int) -> tuple[RGB, int, int]:
-    """Pictures as squares in rows; and the number of rows and columns."""
+    """Place pictures in rows of squares; return the sheet, its rows and its columns."""
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     whole = np.full((rows * side, columns * side, 3), 255, np.uint8)
@@ -91,7 +91,7 @@ def sheet(pictures: Sequence[RGB], side: int, columns: int) -> tuple[RGB, int, i
 
 
 def bars(values: Sequence[tuple[str, float, bool]], *, limit: float = 1.0, mark: float = 0) -> str:
-    """Named values from 0 to `limit` as an HTML list of bars; marked ones in the strong colour."""
+    """Draw named values from 0 to `limit` as HTML bars: strong ones blue, a line at `mark`."""
     lines = []
     for name, value, strong in values:
         part = 100 * min(1.0, max(0.0, value / limit)) if limit else 0
@@ -106,7 +106,7 @@ def bars(values: Sequence[tuple[str, float, bool]], *, limit: float = 1.0, mark:
 
 
 def crosshair(picture: RGB, cell: tuple[int, int], grid: tuple[int, int]) -> RGB:
-    """A picture with the outline of one patch."""
+    """Outline one patch of a picture."""
     image = Image.fromarray(scaled(picture))
     height, width = image.height / grid[0], image.width / grid[1]
     y, x = cell

@@ -1,4 +1,4 @@
-"""Figures: pictures, label maps, heat maps, curves and bars. The only module with matplotlib."""
+"""Draw pictures, label maps, heat maps, curves and bars. Only this module uses matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -17,7 +17,7 @@ from weclip_lib.labels import IGNORE_INDEX, LabelSet
 
 TILE = 1.7  # inches a picture
 HEAT = "magma"  # colours of maps in [0, 1]
-# Twelve hues that people with common colour blindness tell apart best, background black.
+# Background is black. People with common colour blindness tell these twelve hues apart best.
 PALETTE = np.array(
     [
         (0, 0, 0),
@@ -38,7 +38,7 @@ PALETTE = np.array(
 
 
 def colours(class_count: int) -> np.ndarray:
-    """RGB in 0-255 of every class_id; IGNORE_INDEX is white."""
+    """Return RGB in 0-255 for every class_id; IGNORE_INDEX is white."""
     table = np.full((256, 3), 255, np.uint8)
     table[:class_count] = PALETTE[np.r_[0, 1 + np.arange(class_count - 1) % (len(PALETTE) - 1)]]
     table[IGNORE_INDEX] = 255
@@ -47,12 +47,12 @@ def colours(class_count: int) -> np.ndarray:
 
 @cache
 def heat_colours() -> np.ndarray:
-    """RGB in 0-255 of 256 levels from cold to hot; also told apart without colour."""
+    """Return RGB in 0-255 for 256 levels, cold to hot; they also differ in grey."""
     return (plt.get_cmap(HEAT)(np.arange(256))[:, :3] * 255).astype(np.uint8)
 
 
 def label_image(label: np.ndarray, labels: LabelSet) -> np.ndarray:
-    """A label map as RGB."""
+    """Convert a label map to RGB."""
     return colours(labels.class_count)[np.asarray(label)]
 
 
@@ -63,11 +63,11 @@ def overlay(
     *,
     weight: int = 1,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """A picture with its classes laid over it in colour; background stays as it is.
+    """Colour the classes in a picture; background stays as it is.
 
     Args:
         table: Colour of every class id.
-        weight: Of the colour, where the picture has 1.
+        weight: Weight of the colour; the picture has 1.
     """
     mixed = (picture.astype(np.uint16) + weight * table[label].astype(np.uint16)) // (1 + weight)
     return np.where((label > 0)[..., None], mixed, picture).astype(np.uint8)
@@ -120,10 +120,10 @@ def image_grid(
 
 
 def mark_patches(figure: Figure, patches: Sequence[int], grid_width: int, patch_size: int) -> None:
-    """A cross on a patch of the first picture of every row of an `image_grid`.
+    """Draw a cross on one patch of the first picture in each row of an `image_grid`.
 
     Args:
-        patches: Numbers of the patches, a row each.
+        patches: One patch number for each row.
         grid_width: Patches across a picture.
         patch_size: Pixels a side.
     """
@@ -136,7 +136,7 @@ def mark_patches(figure: Figure, patches: Sequence[int], grid_width: int, patch_
 def contact_sheet(
     pictures: Sequence[tuple[str, str, np.ndarray]], *, columns: int = 4, footer: str = ""
 ) -> Figure:
-    """Pictures in rows, each with a name above and a line or two below; a text below them all."""
+    """Draw pictures in rows, with a name above and text below each; `footer` is below them all."""
     rows = -(-len(pictures) // columns)
     lines = [line for part in footer.split("\n") for line in wrap(part, 150)]
     high = 3.0 * rows + 0.18 * (1 + len(lines))
@@ -157,12 +157,12 @@ def contact_sheet(
 
 
 def close(figure: Figure) -> None:
-    """Let go of a figure that is not shown by the notebook itself."""
+    """Close a figure that the notebook itself does not show."""
     plt.close(figure)
 
 
 def curves(history: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """One panel a metric: value over iterations, a line a variant, all seeds thin behind it."""
+    """Draw a panel per metric: a mean line for each variant, a thin line for each seed."""
     figure, axes = plt.subplots(1, len(metrics), figsize=(4.2 * len(metrics), 3), squeeze=False)
     colours = {variant: f"C{place}" for place, variant in enumerate(history["variant"].unique())}
     for axis, metric in zip(axes[0], metrics, strict=True):
@@ -178,7 +178,7 @@ def curves(history: pd.DataFrame, metrics: Sequence[str]) -> Figure:
 
 
 def figure_png(figure: Figure, dpi: int) -> bytes:
-    """A figure as a PNG; it is closed."""
+    """Return a figure as PNG, and close it."""
     file = BytesIO()
     figure.savefig(file, format="png", dpi=dpi)
     close(figure)
@@ -186,7 +186,7 @@ def figure_png(figure: Figure, dpi: int) -> bytes:
 
 
 def curve_picture(history: pd.DataFrame) -> bytes:
-    """The curves of one run as a PNG: a panel for losses, one for scores in percent."""
+    """Draw the curves of one run as PNG: a panel for losses, one for mIoU in percent."""
     scores = history["metric"].str.contains("miou", case=False)
     figure, axes = plt.subplots(1, 2, figsize=(9, 2.8))
     for axis, title, chosen in zip(axes, ("loss", "mIoU, %"), (~scores, scores), strict=True):
@@ -201,7 +201,7 @@ def curve_picture(history: pd.DataFrame) -> bytes:
 
 
 def bars(summary: pd.DataFrame, *, order: Sequence[str], xlabel: str) -> Figure:
-    """Horizontal bars of mean with spread, a bar a variant, named by `order` from the top."""
+    """Draw mean and spread as one horizontal bar per variant, in `order` from the top."""
     rows = summary.set_index("variant").loc[list(order)][::-1]
     figure, axis = plt.subplots(figsize=(6.5, 0.42 * len(rows) + 0.9))
     spread = rows["spread"].fillna(0)
@@ -218,7 +218,7 @@ def bars(summary: pd.DataFrame, *, order: Sequence[str], xlabel: str) -> Figure:
 
 
 def strips(lengths: pd.DataFrame, *, xlabel: str) -> Figure:
-    """A strip a row, from the top, made of its columns' parts in turn, with the total behind it."""
+    """Draw a strip per row, first row on top: its columns end to end, then their total."""
     figure, axis = plt.subplots(figsize=(9, 0.55 * len(lengths) + 1.3))
     shown = lengths[::-1]
     starts = shown.cumsum(axis=1) - shown
@@ -235,7 +235,7 @@ def strips(lengths: pd.DataFrame, *, xlabel: str) -> Figure:
 
 
 def changes(values: pd.DataFrame, *, xlabel: str) -> Figure:
-    """A line a column, from the top: a dot a row (a seed), a bar for their mean."""
+    """Draw a line per column, first on top: a dot for each row (seed), a bar for the mean."""
     figure, axis = plt.subplots(figsize=(6.5, 0.42 * values.shape[1] + 0.9))
     places = np.arange(values.shape[1])[::-1]
     axis.axvline(0, color="0.6", lw=0.8)
@@ -251,7 +251,7 @@ def changes(values: pd.DataFrame, *, xlabel: str) -> Figure:
 def matrix(
     values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Figure:
-    """A table of numbers in [0, 1] as colours, with the numbers in it."""
+    """Draw a table of numbers in [0, 1] as colours, with the numbers."""
     size = (0.5 * len(columns) + 2, 0.32 * len(rows) + 1.2)
     figure, axis = plt.subplots(figsize=size)
     axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -272,12 +272,12 @@ def trends(
     reference: tuple[str, float] | None = None,
     log: bool = False,
 ) -> Figure:
-    """One panel a swept number, by its name: a dot a seed, a line through the means.
+    """Draw a panel per swept number: a dot for each seed, a line through the means.
 
     Args:
         panels: Frames with columns x and value.
         reference: Name and height of a dashed line.
-        log: Whether the swept numbers are spread logarithmically.
+        log: Whether the x axis is logarithmic.
     """
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.1), squeeze=False)
     for axis, (name, points) in zip(axes[0], panels.items(), strict=True):
@@ -298,7 +298,7 @@ def trends(
 
 
 def growth(panels: Mapping[str, pd.DataFrame], *, ylabel: str) -> tuple[Figure, dict[str, float]]:
-    """One panel a number that grows, both axes logarithmic, with a power law fitted to each line.
+    """Draw a log-log panel per number that grows, and fit a power law to each line.
 
     Args:
         panels: Frames with columns line, x and value.
@@ -371,7 +371,7 @@ MAP_ARROWS = (
 
 
 def method_map(shapes: Mapping[str, tuple[int, ...]]) -> Figure:
-    """The method on one page: what is frozen, trained and computed, with the shapes.
+    """Draw the method on one page: frozen, trained and computed parts, with shapes.
 
     Args:
         shapes: Of images, texts, tokens, attention, cam, affinity, refined, label and logits.
@@ -389,7 +389,7 @@ def method_map(shapes: Mapping[str, tuple[int, ...]]) -> Figure:
         _, _, x0, y0 = MAP_BOXES[start]
         _, _, x1, y1 = MAP_BOXES[end]
         below, aside = height / 2 + 0.03, width / 2 + 0.03
-        around = x1 - x0 > 3  # below all that lies between
+        around = x1 - x0 > 3  # below the boxes between
         tail = (x0, -y0 - below) if x1 <= x0 or around else (x0 + aside, -y0)
         head = (x1, -y1 + below) if x1 == x0 else (x1 + aside * (1 if x1 < x0 else -1), -y1)
         how = {"arrowstyle": "-|>", "color": "0.35"}

@@ -1,6 +1,6 @@
-"""What the outputs of a notebook's run depend on, and what a finished run leaves about itself.
+"""Record runs of notebooks, with hashes of all that their outputs depend on.
 
-Nothing here takes long to import: a run that is up to date is found so within a second.
+Imports here are fast, so that it takes under a second to see that a run is up to date.
 """
 
 import ast
@@ -14,15 +14,15 @@ from weclip_lib.storage.files import Unusable, files_below, in_a_line, reading, 
 from weclip_lib.storage.provenance import ROOT, library_hash, tree_hash
 
 DATA = ROOT / "data"
-POINTERS = ("data_dir", "weights", "run_dir")  # parameters that name files which a run reads
-READ_WHOLE = (".csv", ".txt")  # lists are told apart by their content, others by size and time
+POINTERS = ("data_dir", "weights", "run_dir")  # parameters that name files to read
+READ_WHOLE = (".csv", ".txt")  # lists are compared by content, others by size and time
 
 
 def about(notebook: Path) -> dict:
-    """What a notebook says about itself in its metadata, under `weclip`.
+    """Read the `weclip` entry of a notebook's metadata.
 
-    `short`: parameters of a short run. `reads`: patterns of files below the repository that it
-    reads. `makes_data`: where it is given no `data_dir`, it makes a folder of its own.
+    `short`: parameters of a short run. `reads`: patterns of files in the repository that it
+    reads. `makes_data`: without a `data_dir`, it makes a folder of its own.
     """
     with reading(notebook):
         return json.loads(notebook.read_bytes())["metadata"].get("weclip", {})
@@ -30,14 +30,14 @@ def about(notebook: Path) -> dict:
 
 @dataclass(frozen=True)
 class Parameter:
-    """What a notebook says about one of its parameters."""
+    """Type and default of a notebook's parameter."""
 
     kind: str  # int, float, str, bool
     default: object
 
 
 def declared_parameters(notebook: Path) -> dict[str, Parameter]:
-    """A notebook's parameters by name: the lines `name: kind = default` of the tagged cell.
+    """Read a notebook's parameters from lines `name: kind = default` of the tagged cell.
 
     Raises:
         ValueError: If it cannot be read, or has no cell tagged `parameters`.
@@ -56,13 +56,13 @@ def declared_parameters(notebook: Path) -> dict[str, Parameter]:
 
 
 def default_data(profile: str) -> Path:
-    """The folder of a profile's pictures where none is given."""
+    """Return the default folder of a profile's pictures."""
     setting = get_profile(profile)
     return DATA / (f"minivoc-{setting.name}" if any(setting.drawn) else setting.name)
 
 
 def _state(place: Path, out: Path) -> str:
-    """Hash of what lies at a path, without what runs write into `out`; empty for nothing."""
+    """Hash what lies at a path, but not below `out`; empty if nothing is there."""
     files = files_below(place) if place.is_dir() else {"": place} if place.exists() else {}
     inside = out != place.resolve() and out.is_relative_to(place.resolve())
     written = f"{out.relative_to(place.resolve()).as_posix()}/" if inside else None
@@ -81,7 +81,7 @@ def _state(place: Path, out: Path) -> str:
 
 
 def states(notebook: Path, parameters: dict, out: Path) -> dict[str, str]:
-    """States of what the parameters name, or the profile does."""
+    """Hash the files that the parameters, or the profile, name."""
     declared = declared_parameters(notebook)
     chosen = {name: about.default for name, about in declared.items()} | parameters
     places = {name: Path(chosen[name]) for name in POINTERS if chosen.get(name)}
@@ -95,7 +95,7 @@ def states(notebook: Path, parameters: dict, out: Path) -> dict[str, str]:
 
 
 def made_by(notebook: Path, parameters: dict) -> str:
-    """Hash of the code, and of what it is told."""
+    """Hash the code and the parameters."""
     read = sorted(path for name in about(notebook).get("reads", ()) for path in ROOT.glob(name))
     sources = tree_hash(notebook, ROOT / "constraints.txt", *read)
     told = json.dumps([sources, library_hash(), parameters], sort_keys=True)
@@ -103,22 +103,22 @@ def made_by(notebook: Path, parameters: dict) -> str:
 
 
 def key_of(maker: str, pointed: dict[str, str]) -> str:
-    """Hash of what makes a run, and of what it reads."""
+    """Hash what makes a run, and what it reads."""
     return sha256(json.dumps([maker, pointed], sort_keys=True).encode()).hexdigest()
 
 
 def run_key(notebook: Path, parameters: dict, out: Path) -> str:
-    """Hash of all that the outputs depend on.
+    """Hash all that the outputs depend on.
 
     Args:
-        out: Folder into which this and similar runs write; what is in it plays no part.
+        out: Folder into which this and similar runs write; it is not hashed.
     """
     return key_of(made_by(notebook, parameters), states(notebook, parameters, out))
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished run leaves about itself, in `.runner/`."""
+    """The record of a finished run, in `.runner/`."""
 
     key: str  # of `run_key`; empty while files move
     parameters: dict
@@ -127,12 +127,12 @@ class Record:
 
 
 def record_file(folder: Path, stem: str) -> Path:
-    """Where the record of a notebook's run lies."""
+    """Return the path of a run's record."""
     return folder / ".runner" / f"{stem}.json"
 
 
 def read_record(folder: Path, stem: str) -> Record:
-    """The record of a notebook's run.
+    """Read the record of a notebook's run.
 
     Raises:
         Unusable: If there is none, or it is damaged.
@@ -147,17 +147,17 @@ def read_record(folder: Path, stem: str) -> Record:
 
 
 def write_record(folder: Path, stem: str, record: Record) -> None:
-    """Write it, whole."""
+    """Write it whole."""
     write_text(record_file(folder, stem), json.dumps(asdict(record), indent=1) + "\n")
 
 
 def file_hash(path: Path) -> str:
-    """Hash of a file's content; empty if there is no such file."""
+    """Hash a file's content; empty if there is no such file."""
     return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def is_done(folder: Path, notebook: Path, key: str) -> bool:
-    """Whether the same run has finished, and all that it wrote is there as it wrote it."""
+    """Whether the same run has finished, and all its files are unchanged."""
     try:
         record = read_record(folder, notebook.stem)
     except Unusable:

@@ -1,6 +1,6 @@
-"""Tables with provenance: written by notebooks into a run's folder, published into results/.
+"""Write tables with provenance into a run's folder, and publish them into results/.
 
-The only writer into results/. Schemas: README of results/.
+Only this module writes into results/. Its README describes the schemas.
 """
 
 import json
@@ -31,7 +31,7 @@ MARKER = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def output_folder(out_dir: str, notebook: str, parameters: dict) -> Path:
-    """Where a notebook writes: `out_dir`, or runs/adhoc/<hash of the parameters>.
+    """Return `out_dir`, or runs/adhoc/<hash of the parameters>.
 
     Raises:
         ValueError: If `out_dir` is inside results/, or cannot be written.
@@ -47,14 +47,14 @@ def output_folder(out_dir: str, notebook: str, parameters: dict) -> Path:
 
 
 def write_table(folder: Path, notebook: str, rows: Iterable[dict], kind: str = "") -> pd.DataFrame:
-    """Write `<notebook><kind>.csv`: fixed columns, order and decimals; returns it.
+    """Write `<notebook><kind>.csv`: fixed columns, order and decimals; return it.
 
     Args:
         kind: "" for scores, "_curve", "_per_class" or "_cost".
 
     Raises:
-        ValueError: If there is no row, a row has other columns than the schema, or a value is no
-            number; an IoU may be NaN, of a class that is in no picture.
+        ValueError: If there is no row, columns differ from the schema, or a value is no number.
+            An IoU may be NaN, for a class that is in no picture.
     """
     name, columns = f"{notebook}{kind}.csv", list(SCHEMAS[kind])
     rows = list(rows)
@@ -78,26 +78,26 @@ def write_table(folder: Path, notebook: str, rows: Iterable[dict], kind: str = "
 
 
 def write_provenance(folder: Path, notebook: str, parameters: dict, **more: object) -> dict:
-    """Write `<notebook>.json`: parameters, commit, versions, device; returns it."""
+    """Write `<notebook>.json`: parameters, commit, versions, device; return it."""
     about = {"notebook": notebook, "parameters": parameters, **provenance(), **more}
     write_text(folder / f"{notebook}.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return about
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean, spread (sample standard deviation over seeds) and number of seeds of every score."""
+    """Return mean, spread (sample standard deviation) and number of seeds of every score."""
     keys = ["variant", "split", "metric", "unit", "n_images"]
     grouped = table.groupby(keys, sort=False)["value"]
     return grouped.agg(mean="mean", spread="std", seeds="count").reset_index()
 
 
 def as_text(mean: float, spread: float, seeds: int) -> str:
-    """`61.23 ± 0.40`, or the mean alone where there is one value."""
+    """Format as `61.23 ± 0.40`, or the mean alone for one seed."""
     return f"{mean:.2f} ± {spread:.2f}" if seeds > 1 else f"{mean:.2f}"
 
 
 def over_seeds(changes: pd.Series) -> str:
-    """A difference of every seed, in words: mean, range, and whether all have the same sign."""
+    """Describe a difference over seeds: mean, range, and whether all have the same sign."""
     mean, low, high = changes.mean(), changes.min(), changes.max()
     if len(changes) == 1:
         return f"{round(mean, 2) + 0.0:+.2f} (one seed, which may be chance)"
@@ -106,7 +106,7 @@ def over_seeds(changes: pd.Series) -> str:
 
 
 def beside_spread(difference: float, *spreads: float) -> str:
-    """Whether a difference of means is more than the larger spread; NaN where one seed has none."""
+    """Say whether a difference of means is more than the larger spread; NaN: one seed."""
     if any(map(pd.isna, spreads)):
         return "of one seed, which may be chance"
     noise = max(spreads)
@@ -115,13 +115,13 @@ def beside_spread(difference: float, *spreads: float) -> str:
 
 
 def _by_number(name: str) -> list[tuple[bool, int, str]]:
-    """Sorts names by their words, and by the numbers in them: `layers=2` before `layers=11`."""
+    """Make a key that sorts names by words and numbers: `layers=2` before `layers=11`."""
     parts = re.split(r"(\d+)", name)
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
 def score_table(table: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
-    """One row a variant, one column a split and metric, as text; `order` lists variants first."""
+    """Make a text table: a row a variant, a column a split and metric; `order` comes first."""
     summary = summarise(table)
     summary["text"] = [
         as_text(*row) for row in summary[["mean", "spread", "seeds"]].itertuples(index=False)
@@ -136,9 +136,9 @@ def score_table(table: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def published_step(bench: pd.DataFrame) -> pd.DataFrame:
-    """Of a table of `make bench`: the first case's parts, with bfloat16 in the same unit beside.
+    """Take the parts of the first case of `make bench`, with a column for bfloat16.
 
-    Ratios are to the first part, or for inference to its own, in single precision.
+    Ratios are to the first part, or to inference's first part, in single precision.
     """
     case = ["backbone", "batch", "crop", "classes", "device"]
     chosen = bench[(bench[case] == bench[case].iloc[0]).all(axis=1)]
@@ -151,7 +151,7 @@ def published_step(bench: pd.DataFrame) -> pd.DataFrame:
 
 
 def rendered_bench(path: Path) -> str:
-    """Markdown of a table of `make bench`."""
+    """Render a table of `make bench` as Markdown."""
     about = json.loads(path.with_suffix(".json").read_text())
     table = pd.read_csv(path)
     if "tried" in table:
@@ -165,7 +165,7 @@ def rendered_bench(path: Path) -> str:
 
 
 def rendered_table(name: str) -> str:
-    """Markdown of a published table, `<profile>/<notebook>`, with its seeds and commit."""
+    """Render a published table, `<profile>/<notebook>`, as Markdown, with its commit."""
     path = RESULTS / f"{name}.csv"
     if not path.exists():
         return "*Not measured yet.*\n"
@@ -190,7 +190,7 @@ def render(text: str) -> str:
 
 
 def render_pages() -> None:
-    """Render the tables of all pages anew."""
+    """Render the tables of both READMEs again."""
     pages = (ROOT / "README.md", RESULTS / "README.md")
     rendered = {page: render(page.read_text(encoding="utf-8")) for page in pages}
     for page, text in rendered.items():
@@ -198,10 +198,10 @@ def render_pages() -> None:
 
 
 def _recorded(source: Path, profile: str, notebook: str) -> list[str]:
-    """Names of the files of a complete run of a notebook that are published.
+    """List the files of a notebook's complete run that are to be published.
 
     Raises:
-        ValueError: If the run is not complete, or its files are no longer what it wrote.
+        ValueError: If the run is not complete, or its files have changed.
     """
     record = read_record(source, notebook)
     executed = f"notebooks/{notebook}.ipynb"
@@ -226,9 +226,9 @@ def _recorded(source: Path, profile: str, notebook: str) -> list[str]:
 
 
 def _replace(folder: Path, source: Path, files: Sequence[str]) -> None:
-    """Put files in place of a folder, and render the pages; if that fails, the folder stays."""
+    """Replace a folder by files, and render the pages; on failure, the folder stays."""
     old = folder.with_name(f".{folder.name}.old")
-    if old.exists():  # left by a process that was killed on the way
+    if old.exists():  # a killed process left it
         shutil.rmtree(folder, ignore_errors=True)
         old.rename(folder)
     try:
@@ -248,14 +248,14 @@ def _replace(folder: Path, source: Path, files: Sequence[str]) -> None:
 
 
 def publish(source: Path, profile: str, notebooks: Sequence[str]) -> None:
-    """Copy a complete run of all notebooks into results/<profile>/ and render the pages.
+    """Copy a complete run of all notebooks into results/<profile>/, and render the pages.
 
-    Only what the runs recorded is copied. If anything is refused, results/ stays as it is.
+    Only recorded files are copied. If anything is refused, results/ stays as it is.
 
     Raises:
-        ValueError: If a notebook's output is missing or was changed, a run was not that of `make
-            studies`, the code was not a clean commit, or notebooks were run with different
-            libraries or versions.
+        ValueError: If an output is missing or changed, a run is not of `make studies`, the code
+            was not a clean commit, or notebooks were run with different libraries or
+            versions.
     """
     sources: dict[tuple, list[str]] = {}
     files = []
@@ -277,10 +277,10 @@ def publish(source: Path, profile: str, notebooks: Sequence[str]) -> None:
 
 
 def run(chosen: Publish) -> None:
-    """`weclip publish`.
+    """Run `weclip publish`.
 
     Raises:
-        ValueError: If something is not to be published.
+        ValueError: If a run may not be published.
     """
     notebooks = sorted(path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
     source = chosen.source or ROOT / "runs" / "studies"

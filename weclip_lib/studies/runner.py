@@ -1,9 +1,9 @@
-"""papermill, made strict, cached and resumable; `make run` and `make studies`.
+"""Run notebooks with papermill, strictly and only when needed; `make run` and `make studies`.
 
-An unknown parameter is refused, a notebook runs into a temporary folder, and what it wrote moves
-to its place only when it has succeeded. A notebook runs where the caller stands. It is not run
-again if its source, parameters, library, weights and pictures are those of its finished run, and
-its outputs are all there as it wrote them. papermill is imported when something has to be run.
+Unknown parameters are refused. A notebook runs in the caller's working directory and writes into
+a temporary folder. Its files move to their place only after success. It does not run again if its
+source, parameters, library, weights, pictures and outputs are those of its finished run.
+papermill is imported only to run something.
 """
 
 import os
@@ -42,7 +42,7 @@ from weclip_lib.studies.records import (
 )
 
 NOTEBOOKS = ROOT / "notebooks"
-RANGES = {  # of parameters that several notebooks have
+RANGES = {  # of common parameters
     "seed": (0, 2**32 - 1),
     "seed_count": (1,),
     "steps": (0,),
@@ -61,10 +61,10 @@ KINDS = {
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
-    """Refuse parameters that the notebook does not declare, or that cannot be right.
+    """Refuse parameters that the notebook does not declare, or that are invalid.
 
     Raises:
-        ValueError: Naming the parameter and what the notebook has.
+        ValueError: It names the parameter and what is allowed.
     """
     declared = declared_parameters(notebook)
     for name, value in parameters.items():
@@ -87,7 +87,7 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
 
 
 def _names_nothing(name: str, value: object) -> bool:
-    """Whether a parameter names a place where files have to be, and are not; a tag is no place.
+    """Whether a parameter names a path of files that is missing; a tag is no path.
 
     `data_dir` may be new: MiniVOC is drawn there.
     """
@@ -97,7 +97,7 @@ def _names_nothing(name: str, value: object) -> bool:
 
 
 def _joined(outputs: list) -> list:
-    """Outputs of a cell, successive pieces of one stream as one output."""
+    """Join successive pieces of one stream in the outputs of a cell."""
     joined: list = []
     for output in outputs:
         last = joined[-1] if joined else None
@@ -109,7 +109,7 @@ def _joined(outputs: list) -> list:
 
 
 def _last_line_of_bars(output: dict) -> dict:
-    """A stream without the states of its progress bars that a terminal would have overwritten."""
+    """Remove states of progress bars that a terminal would have overwritten."""
     if output.output_type == "stream":
         lines = output.text.split("\n")
         output.text = "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines)
@@ -117,7 +117,7 @@ def _last_line_of_bars(output: dict) -> dict:
 
 
 def _tidy(executed: Path) -> None:
-    """Remove papermill's notes (paths and times), and all but the end of every progress bar."""
+    """Remove papermill's notes (paths and times), and all but the last state of each bar."""
     import nbformat
 
     notebook = nbformat.read(executed, as_version=4)
@@ -129,16 +129,16 @@ def _tidy(executed: Path) -> None:
 
 
 def _keep_strangers(folder: Path, notebook: Path, names: Iterable[str], about: str) -> None:
-    """Refuse to write where something lies that no run of the notebook wrote.
+    """Refuse to replace files that no run of the notebook wrote.
 
     Raises:
-        ValueError: Naming the first such file, with `about` at the end.
+        ValueError: It names the first such file, and ends with `about`.
     """
     known: dict[str, str] = {}
     if record_file(folder, notebook.stem).exists():
         try:
             record = read_record(folder, notebook.stem)
-        except Unusable:  # a run ended here, and nobody knows any more what it wrote
+        except Unusable:  # the record is damaged: nobody knows what the run wrote
             return
         known = record.files | record.earlier
     for name in names:
@@ -156,14 +156,14 @@ def _keep_strangers(folder: Path, notebook: Path, names: Iterable[str], about: s
 
 
 def _move(partial: Path, folder: Path, stem: str, key: str, parameters: dict) -> None:
-    """Move what a run wrote to its place, and record it; what somebody edited there is kept."""
+    """Move the files of a run to their place, and record them; keep edited files there."""
     files = {name: file_hash(path) for name, path in _files(partial).items()}
     try:
         old = read_record(folder, stem)
     except Unusable:
         old = Record("", {})
     known = {n: d for n, d in (old.earlier | old.files).items() if (folder / n).is_file()}
-    write_record(folder, stem, Record("", parameters, files, known))  # if it ends half-way
+    write_record(folder, stem, Record("", parameters, files, known))  # if this stops half-way
     for name, digest in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -179,13 +179,13 @@ def _move(partial: Path, folder: Path, stem: str, key: str, parameters: dict) ->
 
 
 def _files(partial: Path) -> dict[str, Path]:
-    """All files that a run wrote, by relative path; locks are none."""
+    """List all files of a run by relative path, without locks."""
     found = {p.relative_to(partial).as_posix(): p for p in partial.rglob("*") if p.is_file()}
     return {name: path for name, path in sorted(found.items()) if ".locks" not in path.parts}
 
 
 def _free_name(path: Path) -> Path:
-    """A name beside an edited file that nothing has."""
+    """Find a free name beside an edited file."""
     number = 1
     while (free := path.with_name(f"{path.name}.edited-{number}")).exists():
         number += 1
@@ -193,7 +193,7 @@ def _free_name(path: Path) -> Path:
 
 
 def _from_here(path: Path) -> str:
-    """A path as seen from the working directory, so that no name of the machine is kept."""
+    """Make a path relative to the working directory, so that the machine is not named."""
     try:
         return os.path.relpath(path)
     except ValueError:  # on another drive of Windows
@@ -201,7 +201,7 @@ def _from_here(path: Path) -> str:
 
 
 def _execute(notebook: Path, executed: Path, parameters: dict, log: TextIO | None) -> None:
-    """Run a notebook here into `executed`.
+    """Run a notebook here; save it as `executed`.
 
     Raises:
         ValueError: If a cell fails, or the kernel dies.
@@ -216,7 +216,7 @@ def _execute(notebook: Path, executed: Path, parameters: dict, log: TextIO | Non
             kernel_name="python3",
             progress_bar=not log and {"desc": notebook.stem, "leave": False},
             extra_arguments=["--IPKernelApp.log_level=50"],
-            store_widget_state=False,  # explorers bring a picture of themselves along
+            store_widget_state=False,  # explorers include a picture of themselves
             stderr_file=log or sys.stderr,  # progress bars of long cells
         )
     except PapermillExecutionError as error:
@@ -233,12 +233,12 @@ def _execute(notebook: Path, executed: Path, parameters: dict, log: TextIO | Non
 class Task:
     """A notebook to run."""
 
-    name: str  # to be told by
+    name: str  # in messages
     notebook: Path
     parameters: dict
-    folder: Path  # of what it writes
+    folder: Path  # of its outputs
     out: Path  # into which this and similar tasks write
-    log: Path  # of what its cells say on the way, where several run at a time
+    log: Path  # of progress, where several run at a time
 
 
 def run_notebook(
@@ -249,19 +249,19 @@ def run_notebook(
     out: Path | None = None,
     log: TextIO | None = None,
 ) -> bool:
-    """Run one notebook into `folder`, where the caller stands, unless it is done.
+    """Run one notebook into `folder`, in the caller's directory, unless it is done.
 
     Args:
         out: Folder into which this and similar runs write; default `folder`.
-        log: Where progress goes; default this process's own.
+        log: Where progress goes; default standard error.
 
     Returns:
         Whether it ran.
 
     Raises:
-        ValueError: On a bad parameter, if another process runs the notebook into that folder, or
-            if something of somebody else's lies where it has to write; before anything runs. If a
-            cell fails; what was in `folder` is as it was.
+        ValueError: Before the run, on a bad parameter, if another process runs the notebook into
+            that folder, or if files of others are in the way. Later, if a cell fails, or such
+            files are in the way; `folder` stays as it was.
     """
     check_parameters(notebook, parameters)
     if (given := parameters.get("data_dir")) and Path(given).resolve() == folder.resolve():
@@ -283,7 +283,7 @@ def run_notebook(
         _execute(notebook, partial / executed, parameters | told, log)
         _tidy(partial / executed)
         _keep_strangers(folder, notebook, _files(partial), f"; what was made is in {partial}")
-        # What the run itself made counts as it is now; anything else, as it was at the start.
+        # What the run itself made is hashed as it is now; all else, as it was at the start.
         after = states(notebook, parameters, out or folder)
         key = key_of(maker, {name: state or after[name] for name, state in before.items()})
         _move(partial, folder, notebook.stem, key, parameters)
@@ -291,13 +291,13 @@ def run_notebook(
 
 
 def run_tasks(tasks: Sequence[Task], at_once: int) -> list[str]:
-    """Run notebooks, so many at a time, each in a kernel of its own; returns those that failed.
+    """Run notebooks, each in its own kernel; return the names of those that failed.
 
-    A kernel ends with the process that started it, in whatever way that ends. When interrupted,
-    all kernels are ended first, and nothing is left half-written.
+    A kernel ends with the process that started it, however that ends. On an interrupt, all
+    kernels are ended first, and nothing is left half-written.
 
     Args:
-        at_once: Where there are several, they share the cores, and write what they say into logs.
+        at_once: Notebooks at a time. Several share the cores, and write progress into logs.
     """
     if at_once > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
@@ -330,13 +330,13 @@ def _run_task(task: Task, *, logged: bool) -> bool:
                 log = opened.enter_context(task.log.open("a", encoding="utf-8"))
             return run_notebook(task.notebook, task.folder, task.parameters, out=task.out, log=log)
     finally:
-        ensure_event_loop().close()  # Jupyter makes one a thread
+        ensure_event_loop().close()  # Jupyter makes one per thread
 
 
 def _end_kernels(pool: ThreadPoolExecutor, coming: Iterable[Future]) -> None:
-    """Start nothing more, and end what runs; one that was being started is met in the next round.
+    """Start nothing more, and kill all kernels; later rounds find those just being started.
 
-    A notebook whose kernel is gone fails within a second.
+    A notebook without its kernel fails within a second.
     """
     pool.shutdown(wait=False, cancel_futures=True)
     while not all(future.done() for future in coming):
@@ -347,7 +347,7 @@ def _end_kernels(pool: ThreadPoolExecutor, coming: Iterable[Future]) -> None:
 
 
 def _parsed(pairs: Sequence[Sequence[str]], declared: dict[str, Parameter]) -> dict:
-    """Parameters of the command line: text as it is where text is asked for, else YAML.
+    """Parse parameters of the command line: text as it is, other types as YAML.
 
     Raises:
         ValueError: If one comes twice, or is no YAML.
@@ -357,23 +357,23 @@ def _parsed(pairs: Sequence[Sequence[str]], declared: dict[str, Parameter]) -> d
         if name in given:
             raise ValueError(f"-p {name} comes a second time: give it once")
         given[name], kind = text, declared[name].kind if name in declared else "str"
-        if kind == "int":  # YAML takes 010 for 8, and 1:30 for 90
+        if kind == "int":  # YAML reads 010 as 8, and 1:30 as 90
             with suppress(ValueError):
                 given[name] = int(text)
         elif kind != "str":
             try:
                 given[name] = yaml.safe_load(text)
-            except Exception as error:  # tags of YAML raise whatever the conversion does
+            except Exception as error:  # a YAML tag may raise any error
                 said = in_a_line(error)
                 raise ValueError(f"-p {name} has {text!r}, which is no value: {said}") from error
     return given
 
 
 def run(chosen: Run) -> None:
-    """`weclip run`: check what is asked for, then run it.
+    """Run `weclip run`: check the request, then run it.
 
     Raises:
-        ValueError: Naming what cannot be done, or what failed.
+        ValueError: It names what cannot be done, or what failed.
     """
     preset = dict(PRESETS[chosen.preset])
     if chosen.profile:

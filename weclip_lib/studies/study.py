@@ -1,4 +1,4 @@
-"""Decoders of many settings on one data set: what notebooks 02 to 05 and 07 compare."""
+"""Train and compare decoders of many settings on one data set (notebooks 02 to 05 and 07)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,20 +32,20 @@ WORKERS = 2  # processes that decode and augment
 
 @dataclass(frozen=True)
 class Variant:
-    """One setting of a study; what it does not name is the profile's."""
+    """One setting of a study; the profile sets all else."""
 
     name: str
     method: dict = field(default_factory=dict)  # fields of config.Method
     shape: dict = field(default_factory=dict)  # fields of config.DecoderShape
-    backgrounds: int | None = None  # background prompts, the first ones; None: all
-    masks: float = 0.0  # part of the pictures that teach, by true masks; 0: all, by pseudo labels
+    backgrounds: int | None = None  # number of first background prompts; None: all
+    masks: float = 0.0  # fraction taught by true masks; 0: all, by pseudo labels
 
 
 def checked_budget(setting: Profile, *, steps: int, seed_count: int, pictures: int) -> Budget:
-    """The profile's budget, or one of so many steps.
+    """Return the profile's budget, with `steps` if not 0.
 
     Raises:
-        ValueError: If a number is none.
+        ValueError: If a number is out of range.
     """
     in_range("seed_count", seed_count, 1)
     in_range("steps", steps, 0)
@@ -54,19 +54,19 @@ def checked_budget(setting: Profile, *, steps: int, seed_count: int, pictures: i
 
 
 class Study:
-    """The frozen part of a profile, once; and decoders trained on it, kept by what they are.
+    """The frozen part of a profile, and decoders trained on it; finished ones are kept.
 
-    Where the profile augments pictures, training encodes them anew in every step; what is looked
-    at are then the first pictures, as squares of the crop's size.
+    If the profile augments pictures, training encodes them again in every step. Inspected
+    pictures are then the first ones, as squares of the crop's size.
 
     Args:
         setting: The profile.
         folder: Of the data set.
         work: Folder of frozen features and finished decoders.
-        pictures: Of every split, to train and to score on, the first ones; 0: all.
+        pictures: Number of first pictures of every split to use; 0: all.
 
     Raises:
-        ValueError: If something is wrong with the data set.
+        ValueError: If the data set cannot be used.
     """
 
     def __init__(self, setting: Profile, folder: Path, work: Path, *, pictures: int = 0) -> None:
@@ -83,7 +83,7 @@ class Study:
                 self.inspected_count,
                 square=setting.budget.crop,
             )
-        # Rows whose pseudo labels are kept while decoders train: a tenth, but four to look at.
+        # Rows whose pseudo labels are kept during training: a tenth, at least four.
         self.watched_rows = list(
             range(min(self.inspected_count, max(4, self.inspected_count // 10)))
         )
@@ -98,13 +98,13 @@ class Study:
         )
 
     def inspected_masked(self, name: str = "") -> MaskedImages:
-        """Pictures with masks, all of one size: of the training split (`inspected`), or another."""
+        """Open pictures with masks, of one size: the `inspected` ones, or split `name`."""
         square = self.setting.budget.crop if self.setting.augment else 0
         limit = 0 if name else self.inspected_count
         return self._images(MaskedImages, name or self.setting.train_split, limit, square=square)
 
     def model(self, variant: Variant) -> WeCLIP:
-        """A new model; its decoder's first weights follow torch's seed."""
+        """Build a model; torch's seed decides its decoder's first weights."""
         setting = self.setting
         labels = setting.labels
         if variant.backgrounds is not None:
@@ -114,7 +114,7 @@ class Study:
         return WeCLIP(self.backbone, labels, method, replace(setting.decoder, **variant.shape))
 
     def cache(self, variant: Variant) -> FeatureCache:
-        """Of the pictures that are looked at; variants share those of the same prompts and maps."""
+        """Cache features of inspected pictures; variants with equal prompts and maps share them."""
         method = replace(self.setting.method, **variant.method)
         layers = max(method.attention_layers, self.setting.method.attention_layers)
         key = variant.backgrounds, method.template, layers
@@ -125,27 +125,27 @@ class Study:
         return self._caches[key]
 
     def static(self, variant: Variant) -> StaticLabels:
-        """Pseudo labels that the frozen parts alone make of the pictures that are looked at."""
+        """Make static pseudo labels of the inspected pictures."""
         model = self.model(variant)
         return static_labels(model, self.cache(variant), self.work / "cache")
 
     @cached_property
     def _masked_train(self) -> MaskedImages:
-        """All training pictures with their masks; their files are checked once."""
+        """Training pictures with masks; their files are checked once."""
         return self._images(MaskedImages, self.setting.train_split, self.pictures)
 
     @cached_property
     def true_labels(self) -> UInt8[Tensor, "row height width"]:
-        """The masks, in the order of the features' rows."""
+        """Masks in the order of the features' rows."""
         dataset = self.inspected_masked()
         masks = torch.from_numpy(np.stack([dataset.mask(row) for row in range(len(dataset))]))
         return torch.cat([masks, masks.flip(-1)])
 
     def masked_rows(self, variant: Variant, seed: int) -> list[int]:
-        """Pictures whose masks teach; which ones follows the seed.
+        """Choose the pictures whose masks teach, by the seed.
 
         Raises:
-            ValueError: If the part is none of the pictures.
+            ValueError: If the fraction gives no picture.
         """
         in_range("masks", variant.masks, 0.0, 1.0)
         count = len(self.train)
@@ -157,7 +157,7 @@ class Study:
         return sorted(order[:chosen].tolist())
 
     def source(self, variant: Variant, seed: int) -> Source:
-        """What the variant's decoder is taught by."""
+        """Return the pictures and labels that teach the decoder."""
         rows = self.masked_rows(variant, seed) if variant.masks else None
         if self.setting.augment:
             images = self._masked_train if variant.masks else self.train
@@ -170,7 +170,7 @@ class Study:
     def train_decoder(
         self, variant: Variant, budget: Budget, seed: int, *, watched_rows: Sequence[int] = ()
     ) -> Trained:
-        """Train the variant's decoder, or find it where it was kept.
+        """Train the variant's decoder, or load a finished one.
 
         Raises:
             ValueError: If the masked pictures do not fill a batch.
@@ -190,10 +190,10 @@ class Study:
         )
 
     def watched_run(self, variant: Variant, budget: Budget, seed: int, *, count: int = 16) -> Path:
-        """Folder of a run that watched the first training pictures; trained, or found.
+        """Train, or find, a run that watched the first pictures; return its folder.
 
         Args:
-            count: Pictures that are watched, of those that are looked at.
+            count: Watched pictures; at most all inspected ones.
         """
         count = min(count, self.inspected_count)
         seed_everything(seed)
@@ -218,10 +218,10 @@ class Study:
     def confusions(
         self, trained: dict[tuple[str, int], Trained], split: str, *, every_scale: bool = False
     ) -> tuple[dict[tuple[str, int], tuple[Tensor, ...]], int]:
-        """Confusion matrices of every (variant, seed) on a split, and its number of pictures.
+        """Return confusion matrices of every (variant, seed), and the number of pictures.
 
         Args:
-            every_scale: With several scales and mirror images, too; else at a single scale.
+            every_scale: Whether to use several scales and mirror images, too.
         """
         dataset, setting = self._images(MaskedImages, split, self.pictures), self.setting
         found = score_decoders(
@@ -236,7 +236,7 @@ class Study:
         return found, len(dataset)
 
     def score(self, trained: dict[tuple[str, int], Trained], splits: Iterable[str]) -> list[dict]:
-        """Rows of a score table: single-scale mIoU of every (variant, seed) on every split."""
+        """Make rows of a score table: single-scale mIoU of every (variant, seed) and split."""
         rows = []
         for split in splits:
             found, count = self.confusions(trained, split)
@@ -247,7 +247,7 @@ class Study:
     def row(
         self, variant: str, seed: int, split: str, metric: str, value: float, n_images: int
     ) -> dict:
-        """A row of a score table, in percent."""
+        """Make a row of a score table, in percent."""
         return {
             "variant": variant,
             "split": split,
@@ -262,7 +262,7 @@ class Study:
     def watched_scores(
         self, trained: dict[tuple[str, int], Trained], watch: Sequence[int]
     ) -> list[dict]:
-        """Rows of a curve: mIoU of the labels that were kept during training, against masks."""
+        """Make rows of a curve: mIoU of the labels kept during training, against masks."""
         rows = []
         for (variant, seed), run in trained.items():
             for step, labels in zip(run.watched_at, run.watched, strict=True):
@@ -273,7 +273,7 @@ class Study:
         return rows
 
     def label_miou(self, labels: UInt8[Tensor, "row height width"], rows: Sequence[int]) -> float:
-        """mIoU of pseudo labels of some rows against their masks, in percent."""
+        """Return mIoU of pseudo labels of some rows against their masks, in percent."""
         count = self.setting.labels.class_count
         pairs = zip(labels.long(), self.true_labels[list(rows)], strict=True)
         return scores(sum(confusion_matrix(a, b, count) for a, b in pairs)).miou
@@ -281,18 +281,18 @@ class Study:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What notebooks that train decoders set up alike."""
+    """The common setup of notebooks that train decoders."""
 
     setting: Profile
     budget: Budget
     seeds: range
-    parameters: dict  # of the notebook, but for its folders
+    parameters: dict  # of the notebook, without output folders
     data: Path  # folder of the data set
     out: Path  # folder of the tables
     work: Path  # folder of cached features and finished decoders
 
     def study(self, **changes: object) -> Study:
-        """A study of the profile with some of its fields changed; everything random is seeded."""
+        """Make a study of the profile with some fields changed; seed everything random."""
         seed_everything(self.parameters["seed"])
         setting = replace(self.setting, **changes)
         return Study(setting, self.data, self.work, pictures=self.parameters["pictures"])
@@ -311,7 +311,7 @@ def set_up(
     out_dir: str,
     work_dir: str,
 ) -> Experiment:
-    """Check the parameters of a notebook that trains decoders, and find its folders.
+    """Check the parameters of a training notebook, and find its folders.
 
     Raises:
         ValueError: If a parameter is out of range, or a folder cannot be used.

@@ -1,10 +1,10 @@
-"""Grids of notebook runs: one notebook, many parameters. `make sweep GRID=FILE`.
+"""Run one notebook with a grid of parameters: `make sweep GRID=FILE`.
 
-A grid is a YAML file with a notebook and its parameters; of a list, every value is run, and of
-several lists, every combination. Each run is a papermill job in a process of its own and writes
-into its own folder, so that a failed one leaves the others alone and a finished one is not
-repeated. The same jobs can be run by a workflow engine: `list`, `waiting`, `job` and `collect` are
-its steps. Paths in the file are seen from where the caller stands.
+A grid is a YAML file with a notebook and its parameters. Every value of a list is run; of several
+lists, every combination. Each run is a papermill job with its own kernel and its own folder. So a
+failed job does not affect the others, and a finished one is not repeated. A workflow engine can
+run the same jobs by the steps `list`, `waiting`, `job` and `collect`. Paths in the file are
+relative to the caller's working directory.
 """
 
 import json
@@ -32,14 +32,14 @@ LONGEST_NAME = 120  # characters of a job's folder
 class Job:
     """One run of the grid."""
 
-    name: str  # of its folder: the values that differ between jobs
-    parameters: dict  # all that the notebook is given
-    varied: dict  # those of them that the grid varies
+    name: str  # of its folder: the values that vary
+    parameters: dict  # of the notebook
+    varied: dict  # parameters that the grid varies
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a grid file asks for."""
+    """The jobs of a grid file."""
 
     file: Path
     notebook: Path
@@ -47,7 +47,7 @@ class Grid:
     folder: Path  # of all its runs
 
     def job(self, name: str) -> Job:
-        """The job of that name.
+        """Find a job by name.
 
         Raises:
             ValueError: If there is none.
@@ -66,10 +66,10 @@ class Grid:
 
 
 def _job_name(varied: dict) -> str:
-    """A name for a folder on any disk: where a character is replaced, a hash keeps jobs apart."""
+    """Make a folder name for any disk; a hash is added if characters are replaced."""
     text = ",".join(f"{name}={value}" for name, value in varied.items()) or "only"
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "=,._-") else "-" for c in text)
-    # Some disks take upper and lower case for one, or drop a full stop at the end.
+    # Some disks ignore case, or drop a full stop at the end.
     if safe == text.lower().removesuffix(".") and len(text) <= LONGEST_NAME:
         return text
     digest = sha256(json.dumps(varied, sort_keys=True).encode()).hexdigest()[:8]
@@ -77,13 +77,13 @@ def _job_name(varied: dict) -> str:
 
 
 def read_grid(path: Path, out: Path | None = None) -> Grid:
-    """Read a grid file and check every job of it, before any runs.
+    """Read a grid file, and check every job before any runs.
 
     Args:
         out: Folder of the runs; default runs/sweeps/<name of the file>.
 
     Raises:
-        ValueError: Naming what is wrong in the file, or a folder that cannot be written.
+        ValueError: It names what is wrong in the file, or with the folder.
     """
     if not path.exists():
         raise ValueError(f"{path} is not there: give a grid file, such as workflow/grids/seeds.yml")
@@ -121,7 +121,7 @@ def read_grid(path: Path, out: Path | None = None) -> Grid:
 
 
 def run_jobs(grid: Grid, jobs: Sequence[Job], at_once: int) -> list[str]:
-    """Run jobs that are not done, so many at a time; returns the names of those that failed."""
+    """Run unfinished jobs, `at_once` at a time; return the names of failed ones."""
     tasks = []
     for job in jobs:
         folder = grid.folder / job.name
@@ -131,7 +131,7 @@ def run_jobs(grid: Grid, jobs: Sequence[Job], at_once: int) -> list[str]:
 
 
 def collect(grid: Grid) -> Path:
-    """Join the score tables of all finished jobs, with a column a varied parameter.
+    """Join the score tables of all finished jobs; add a column for each varied parameter.
 
     Raises:
         ValueError: If no job has finished.
@@ -142,7 +142,7 @@ def collect(grid: Grid) -> Path:
     for job in grid.jobs:
         if grid.done(job):
             table = pd.read_csv(grid.folder / job.name / f"{grid.notebook.stem}.csv")
-            # The table's own column `seed` says which run; the notebook's first seed is dropped.
+            # The table has its own column `seed`; the notebook's first seed is dropped.
             varied = {name: value for name, value in job.varied.items() if name not in table}
             tables.append(table.assign(**varied))
     if not tables:
@@ -154,10 +154,10 @@ def collect(grid: Grid) -> Path:
 
 
 def run(chosen: Sweep) -> None:
-    """`weclip sweep`.
+    """Run `weclip sweep`.
 
     Raises:
-        ValueError: Naming what cannot be done, or how many runs failed.
+        ValueError: It says what cannot be done, or how many runs failed.
     """
     grid = read_grid(chosen.grid.resolve(), chosen.out)
     if chosen.action in ("list", "waiting"):

@@ -1,1 +1,1 @@
-"""What a step costs, and the notebooks as a site."""
+"""Cost of a step, and a site of notebooks."""

@@ -1,11 +1,10 @@
-"""What a training step and an inference cost, part by part: time, memory, arithmetic. `make bench`.
+"""Measure time, memory and arithmetic of a training step and of inference. `make bench`.
 
-Weights are random: cost does not depend on them. Times are CPU seconds (user and system, all
-threads), the median of several runs, or wall seconds on a GPU. They mean something only beside
-others of the same run, so `ratio` is against the forward pass of the frozen blocks over the same
-pixels. `share` says how far a part is from what the machine can do: the time that its matrix
-products take at the rate of a large one, and its other operations at the rate of a large copy,
-over the measured time. Above 1: intermediate results stayed in a cache.
+Weights are random, since cost does not depend on them. Times are medians of several runs: CPU
+seconds (user and system, all threads), or wall seconds on a GPU. Compare them only within one run.
+`ratio` is the time over that of the frozen blocks' forward pass on the same pixels. `share` is an
+ideal time over the measured time. Ideally, matrix products run at the rate of a large product, and
+other operations at the rate of a large copy. Above 1, intermediate results stayed in a cache.
 """
 
 import math
@@ -45,7 +44,7 @@ from weclip_lib.training.loop import build_optimizer
 
 BASE, STEP = "frozen blocks but the last", "whole step"
 INFERENCE_BASE, INFERENCE = "inference, frozen blocks", "inference, whole"
-OFFICIAL = {  # our parts, and the rows of results/published.csv that measured the same
+OFFICIAL = {  # our parts, and their rows in results/published.csv
     BASE: "of which CLIP forward, 11 blocks",
     "Grad-CAM": "of which Grad-CAM, 8 passes",
     "PAR, pseudo labels": "of which PAR, 4 images",
@@ -57,12 +56,12 @@ OFFICIAL = {  # our parts, and the rows of results/published.csv that measured t
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured; the defaults are the published step."""
+    """What is measured; the defaults give the published step."""
 
     backbone: str = "ViT-B-16-quickgelu"
     batch: int = 4  # pictures
     crop: int = 320  # pixels a side
-    classes: int = 2  # a picture
+    classes: int = 2  # per picture
     device: str = "cpu"
     bf16: bool = False  # autocast; else float32
 
@@ -77,7 +76,7 @@ SCALING = (
 
 
 class PeakMemory:
-    """The most memory in use while the block runs, in bytes: the device's, or else resident."""
+    """Measures peak memory in bytes while the block runs: the GPU's, or else resident."""
 
     def __init__(self, device: str) -> None:
         self._cuda = device != "cpu"
@@ -107,7 +106,7 @@ class PeakMemory:
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes that operations other than matrix products and views read and write."""
+    """Counts bytes read and written by operations other than matrix products and views."""
 
     bytes = 0
 
@@ -121,7 +120,7 @@ class Traffic(TorchDispatchMode):
 
 
 def _attention_flops(query, _key, _value, width, heads, *_, **__) -> int:
-    """Of PyTorch's fused multi-head attention: four projections, two products a head."""
+    """Count those of fused multi-head attention: four projections, two products a head."""
     batch, tokens, _ = query
     head = (batch, heads, tokens, width // heads)
     return 8 * batch * tokens * width**2 + sdpa_flop_count(head, head, head)
@@ -144,9 +143,9 @@ def _finish(run: Callable[[], object], device: str) -> None:
 def measured_together(
     runs: Sequence[Callable[[], object]], repeats: int, device: str
 ) -> list[dict[str, float]]:
-    """CPU and wall seconds (medians) of functions, their GFLOP, and GB moved between products.
+    """Measure median CPU and wall seconds of functions, GFLOP, and GB moved between products.
 
-    They take turns, so that a machine that slows down for a while slows all of them.
+    They take turns, so that a machine that is slow for a while slows all.
     """
     costs, times = [], []
     for run in runs:
@@ -165,12 +164,12 @@ def measured_together(
 
 
 def measured(run: Callable[[], object], repeats: int, device: str) -> dict[str, float]:
-    """`measured_together` of one function."""
+    """Call `measured_together` for one function."""
     return measured_together([run], repeats, device)[0]
 
 
 def machine_rates(device: str, bf16: bool) -> tuple[float, float]:
-    """GFLOP a second of a large matrix product, GB a second of a large copy (read and written)."""
+    """Measure GFLOP/s of a large matrix product, and GB/s of a large copy (read and written)."""
     clock = "cpu_s" if device == "cpu" else "wall_s"
     kind = torch.bfloat16 if bf16 else torch.float32
     left, right = torch.randn(2, 2048, 2048, device=device).to(kind)
@@ -181,7 +180,7 @@ def machine_rates(device: str, bf16: bool) -> tuple[float, float]:
 
 
 class Bench:
-    """A model of profile `voc` with random weights, and the work that is measured on it."""
+    """A model of profile `voc` with random weights, and the work to measure."""
 
     def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
@@ -225,7 +224,7 @@ class Bench:
         self.model.decoder.train()
 
     def parts(self) -> Iterator[tuple[str, Callable[[], object], str]]:
-        """Name, work, and name of the part that it is compared with."""
+        """Yield name, work, and name of the part to compare with."""
         model, labels = self.model, self.labels
         seen = model.backbone.encode_image(self.images)
         features, grid = model.extract(self.images, labels), seen.grid
@@ -254,9 +253,9 @@ class Bench:
 
 
 def peak_memory(case: Case, part: str) -> dict[str, float]:
-    """MiB of the weights, what a part (STEP or INFERENCE) adds at its peak, and what is reserved.
+    """Measure MiB of weights, added by a part (STEP or INFERENCE) at its peak, and reserved.
 
-    In a process of its own, since one that has worked before keeps the memory.
+    A new process is used, since an old one keeps its memory.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_memory, case, part, torch.get_num_threads()).result()
@@ -267,7 +266,7 @@ def _peak_memory(case: Case, part: str, threads: int) -> dict[str, float]:
     bench = Bench(case)
     run = bench.step if part == STEP else bench.inference
     with PeakMemory(case.device) as memory, bench.autocast():
-        for _ in range(2):  # the optimizer's moments are there from the second step on
+        for _ in range(2):  # the optimizer has moments from the second step on
             _finish(run, case.device)
     held = sum(t.nbytes for t in (*bench.model.parameters(), *bench.model.buffers()))
     reserved = torch.cuda.max_memory_reserved() if case.device != "cpu" else math.nan
@@ -282,7 +281,7 @@ def _peak_memory(case: Case, part: str, threads: int) -> dict[str, float]:
 def measure(
     case: Case, repeats: int, rates: tuple[float, float], *, inference: bool = True
 ) -> list[dict]:
-    """A row a part; `rates` as `machine_rates` returns them."""
+    """Make a row per part; `rates` are of `machine_rates`."""
     clock = "cpu_s" if case.device == "cpu" else "wall_s"
     wholes = (STEP, INFERENCE) if inference else (STEP,)
     peaks = {part: peak_memory(case, part) for part in wholes}
@@ -299,7 +298,7 @@ def measure(
 
 
 def step_profile(case: Case) -> str:
-    """The operations of a step that take longest, by themselves."""
+    """List the slowest operations of a step by own time."""
     bench = Bench(case)
     with bench.autocast():
         bench.step()
@@ -310,7 +309,7 @@ def step_profile(case: Case) -> str:
 
 
 def official_ratios() -> dict[str, float]:
-    """The official code's parts, as published.csv has them, in the same ratios as ours."""
+    """Return ratios of the official code's parts in published.csv, comparable with ours."""
     figures = pd.read_csv(RESULTS / "published.csv").set_index("result")["figure"]
     cost = {part: float(figures[result]) for part, result in OFFICIAL.items()}
     inference = (INFERENCE_BASE, INFERENCE)
@@ -319,7 +318,7 @@ def official_ratios() -> dict[str, float]:
 
 
 def machine_name(device: str) -> str:
-    """The processor or the GPU, as a file name."""
+    """Name the processor or GPU, for a file."""
     if device != "cpu":
         name = torch.cuda.get_device_name()
     else:
@@ -332,7 +331,7 @@ def machine_name(device: str) -> str:
 
 
 def run(arguments: commands.Bench) -> None:
-    """`weclip bench`.
+    """Run `weclip bench`.
 
     Raises:
         ValueError: If there is no such device.

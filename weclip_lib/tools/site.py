@@ -1,9 +1,9 @@
-"""All executed notebooks and the pages of the repository as a static site that reads offline.
+"""Build a static site of executed notebooks and repository pages, to read offline.
 
 weclip site --out runs/site
 
-Executed copies come from a published or finished run; what is missing there (exercises, the index)
-is executed first. Formulas become MathML, so that no page needs a script or a font from elsewhere.
+Executed copies come from a published or finished run. Missing ones (exercises, the index) are
+executed first. Formulas become MathML, so that no page needs a script or font from elsewhere.
 """
 
 import html
@@ -48,12 +48,12 @@ class Page:
 
     @property
     def target(self) -> Path:
-        """Relative to the site."""
+        """Path in the site."""
         return site_path(self.source)
 
 
 def site_path(source: Path) -> Path:
-    """Where a notebook or Markdown file of the repository lies on the site."""
+    """Return the path of a notebook or Markdown file on the site."""
     if source == Path("notebooks/index.ipynb"):
         return Path("index.html")
     if source.is_relative_to("notebooks"):
@@ -64,7 +64,7 @@ def site_path(source: Path) -> Path:
 
 
 def with_mathml(markdown: str, first: int = 0) -> tuple[str, list[str]]:
-    """Markdown with placeholders for its formulas, counted from `first`; and these as MathML."""
+    """Replace formulas by placeholders, numbered from `first`; return them as MathML, too."""
     found: list[str] = []
 
     def one(match: re.Match) -> str:
@@ -79,7 +79,7 @@ def with_mathml(markdown: str, first: int = 0) -> tuple[str, list[str]]:
 
 
 def rendered(markdown: str) -> str:
-    """Markdown as HTML."""
+    """Convert Markdown to HTML."""
     text, formulas = with_mathml(markdown)
     return _filled(markdown2html(text), formulas)
 
@@ -93,7 +93,7 @@ def _raw(text: str) -> NotebookNode:
 
 
 def notebook_body(notebook: NotebookNode) -> str:
-    """The cells of an executed notebook as HTML: live widgets by their static twins."""
+    """Convert an executed notebook to HTML; static twins replace live widgets."""
     formulas: list[str] = []
     cells: list[NotebookNode] = []
     for cell in notebook.cells:
@@ -118,7 +118,7 @@ def _title(source: Path, markdown: str) -> str:
 
 
 def executed(notebook: Path, sources: Sequence[Path], work: Path) -> Path:
-    """An executed copy of a notebook: of a run that has one, or made now."""
+    """Find an executed copy of a notebook, or execute it."""
     inside = notebook.relative_to(NOTEBOOKS)
     for folder in sources:
         copy = folder / "notebooks" / inside.name
@@ -132,7 +132,7 @@ def executed(notebook: Path, sources: Sequence[Path], work: Path) -> Path:
 
 @dataclass
 class _Links(HTMLParser):
-    """What a page holds: ids, what it links to, and what it loads (pictures, styles, scripts)."""
+    """Ids, links and loaded resources (pictures, styles, scripts) of a page."""
 
     ids: set[str] = field(default_factory=set)
     links: list[str] = field(default_factory=list)
@@ -150,7 +150,7 @@ class _Links(HTMLParser):
 
 
 def broken_links(site: Path) -> list[str]:
-    """Every link of a site's pages, and everything that they load, that is not there."""
+    """List links and loaded resources of a site's pages that lead nowhere."""
     pages = {}
     for path in sorted(site.rglob("*.html")):
         pages[path] = _Links()
@@ -170,12 +170,12 @@ def broken_links(site: Path) -> list[str]:
 
 
 def _slug(heading: str) -> str:
-    """The id that GitHub gives a heading, so that links written for it work here, too."""
+    """Make GitHub's id of a heading, so that links written for GitHub work here."""
     return re.sub(r"[^\w-]", "", html.unescape(unquote(heading)).lower().replace(" ", "-"))
 
 
 class Site:
-    """Pages that link to each other, and the files that they show.
+    """Pages with links between them, and the files that they show.
 
     Args:
         out: Folder.
@@ -186,18 +186,18 @@ class Site:
         self.pages: list[Page] = []
 
     def add_notebook(self, source: Path, copy: Path) -> None:
-        """The executed copy of a notebook of the repository."""
+        """Add the executed copy of a notebook."""
         notebook = nbformat.read(copy, as_version=4)
         title = _title(source, notebook.cells[0].source)
         self.pages.append(Page(source, title, notebook_body(notebook)))
 
     def add_markdown(self, source: Path) -> None:
-        """A page of the repository."""
+        """Add a repository page."""
         text = (ROOT / source).read_text(encoding="utf-8")
         self.pages.append(Page(source, _title(source, text), rendered(text)))
 
     def _linked(self, page: Page) -> str:
-        """The body with links between files of the repository turned into links of the site."""
+        """Return the body; links to repository files become links of the site."""
         targets = {other.target for other in self.pages}
 
         def one(match: re.Match) -> str:
@@ -220,7 +220,7 @@ class Site:
         return HEADING.sub(lambda match: f"{match[1]}{_slug(match[2])}{match[3]}", linked)
 
     def _copied(self, source: Path) -> Path:
-        """A file of the repository, taken along."""
+        """Copy a repository file to the site."""
         target = Path("files") / source
         if (ROOT / source).is_file():
             (self.out / target).parent.mkdir(parents=True, exist_ok=True)
@@ -272,8 +272,8 @@ def build(out: Path, sources: Sequence[Path], work: Path) -> None:
     """Make the site, whole or not at all.
 
     Args:
-        sources: Folders of runs, the first that has an executed copy is taken.
-        work: Where missing copies are executed; finished ones are kept.
+        sources: Folders of runs; the first with an executed copy is used.
+        work: Where missing copies are executed, and kept.
     """
     with whole(out) as partial:
         site = Site(partial)
@@ -290,10 +290,10 @@ def build(out: Path, sources: Sequence[Path], work: Path) -> None:
 
 
 def run(chosen: Site) -> None:
-    """`weclip site`.
+    """Run `weclip site`.
 
     Raises:
-        ValueError: If a notebook cannot be rendered.
+        ValueError: If a notebook fails, or a link is broken.
     """
     out = (chosen.out or ROOT / "runs" / "site").resolve()
     build(out, chosen.source or SOURCES, ROOT / "runs" / "pages")

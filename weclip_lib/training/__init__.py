@@ -1,1 +1,1 @@
-"""Training: the loop, what it learns from, and its checkpoints."""
+"""The training loop, its sources of pictures, and checkpoints."""

@@ -1,7 +1,7 @@
-"""State of a training run on disk: everything that makes a resumed run equal to one never stopped.
+"""Save a training run on disk, so that a resumed run equals one that never stopped.
 
-A checkpoint is a folder `checkpoint-0000500` with the decoder, the optimizer and random state as
-safetensors, and what describes them as JSON. It appears when it is whole; the last ones are kept.
+A checkpoint is a folder `checkpoint-0000500`. It holds the decoder, the optimizer and the random
+state as safetensors, and their description as JSON. It appears when it is whole; three are kept.
 """
 
 import json
@@ -22,13 +22,13 @@ from weclip_lib.training.distributed import Group
 
 KEPT = 3  # checkpoints
 TENSORS = ("decoder.safetensors", "state.safetensors")
-SHOWN, SHORT = 5, 60  # words of a list, and letters of a value, that an error repeats
+SHOWN, SHORT = 5, 60  # most words of a list, and letters of a value, in an error
 NONE, ALL_DAMAGED = -1, -2  # instead of the step of a checkpoint
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # of AdamW
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer, decoder: nn.Module) -> dict[str, Tensor]:
-    """AdamW's moments by the names of the decoder's parameters."""
+    """Return AdamW's moments by name of the parameter."""
     return {
         f"{moment}.{name}": optimizer.state[parameter][moment].contiguous()
         for name, parameter in decoder.named_parameters()
@@ -37,7 +37,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, decoder: nn.Module) -> di
 
 
 def _random_states(group: Group) -> dict[str, Tensor]:
-    """Of every process."""
+    """Gather those of every process."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -56,10 +56,10 @@ def save_checkpoint(
     about: dict,
     group: Group,
 ) -> None:
-    """Write the checkpoint after so many steps, and drop all but the newest; all processes call.
+    """Write the checkpoint after `step` steps, and keep the newest three; all processes call.
 
     Args:
-        about: What describes the run and what it has logged, as JSON can hold it.
+        about: Settings and log of the run, as JSON can hold them.
     """
     random = _random_states(group)
     if group.is_first:
@@ -78,7 +78,7 @@ def _write(
         sums = {name: _sum((partial / name).read_bytes()) for name in TENSORS}
         described = {"step": step, "sha256": sums, **about}
         write_text(partial / "state.json", json.dumps(described))
-        if path.exists():  # damaged, else the run would have gone on from it
+        if path.exists():  # damaged, else the run would have resumed from it
             shutil.rmtree(path)
     for old in checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old)
@@ -97,15 +97,15 @@ def _sum(content: bytes) -> str:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Of a run, the oldest first."""
+    """List those of a run, the oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"\D+\d{7,}", path.name)]
     return sorted((path for path in found if path.is_dir()), key=_step)
 
 
 def newest(folder: Path, group: Group) -> Path | None:
-    """The newest checkpoint that is whole, if there are any; all processes call and get the same.
+    """Find the newest whole checkpoint, or None; all processes call and get the same.
 
-    Those that are damaged are passed over, with a line for each.
+    Damaged ones are passed over, with a line for each.
 
     Raises:
         ValueError: If all are damaged.
@@ -133,10 +133,10 @@ def _newest_step(folder: Path) -> int:
 
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor], dict[str, Tensor]]:
-    """What describes a checkpoint, its decoder, and the state of optimizer and random numbers.
+    """Read the description, decoder, and optimizer and random state of a checkpoint.
 
     Raises:
-        ValueError: If anything is not as it was written.
+        ValueError: If a file is not as it was written.
     """
     remedy, tensors = f"remove {path}", []
     with reading(path / "state.json", remedy):
@@ -160,12 +160,12 @@ def load_checkpoint(
     settings: dict,
     group: Group,
 ) -> dict:
-    """Put a run back into the state of a checkpoint; returns what `save_checkpoint` was told.
+    """Restore a run from a checkpoint; return the description in it.
 
-    A process that was not among those of the checkpoint draws its dropout anew.
+    A process that the checkpoint does not know draws new dropout.
 
     Raises:
-        ValueError: If a file is damaged or missing, or the run has other settings.
+        ValueError: If a file is damaged or missing, or the settings differ.
     """
     about, weights, state = _read(path)
     kept, settings = about["settings"], json.loads(json.dumps(settings))
@@ -194,7 +194,7 @@ def load_checkpoint(
 
 
 def _difference(name: str, then: object, now: object) -> str:
-    """In words, what of a setting is not as it was when the run was started."""
+    """Say how a setting differs from that at the start of the run."""
     if isinstance(then, list) and isinstance(now, list):
         before, after = ({repr(one): None for one in some} for some in (then, now))
         added = _first([one for one in after if one not in before])

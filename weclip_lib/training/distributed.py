@@ -1,7 +1,7 @@
-"""Several processes on one training run, one a device.
+"""Share one training run between processes, one for each device.
 
-`torchrun` and `accelerate launch` start them and say by environment variables who is who. The
-decoder is small, so that gradients are summed once, after the backward pass, in one piece.
+`torchrun` and `accelerate launch` start them, and number them by environment variables. The
+decoder is small, so gradients are summed once, in one piece, after the backward pass.
 """
 
 import os
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from weclip_lib.backbone import find_device
 
-LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # told by torchrun; or alone
-PATIENCE = timedelta(hours=6)  # for others: the first process validates alone
+LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}  # of torchrun; else alone
+PATIENCE = timedelta(hours=6)  # to wait while the first process validates
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Group:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+        """Sum over all processes, in place."""
         if self.count > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -47,7 +47,7 @@ class Group:
                 grad.copy_(summed.view_as(grad))
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every process's tensor of that shape, in the order of ranks, on the CPU."""
+        """Return every process's tensor, all of one shape, by rank, on the CPU."""
         if self.count == 1:
             return [tensor.cpu()]
         found = [torch.empty_like(tensor, device=self.device) for _ in range(self.count)]
@@ -61,7 +61,7 @@ class Group:
                 dist.broadcast(tensor, src=0)
 
     def told(self, number: int) -> int:
-        """The number of the first process; every process calls."""
+        """Return the number of the first process; all call."""
         if self.count == 1:
             return number
         shared = torch.tensor(number, device=self.device)
@@ -69,13 +69,13 @@ class Group:
         return int(shared)
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all call this."""
         if self.count > 1:
             dist.barrier()
 
 
 def _number(name: str, default: str) -> int:
-    """Of the environment."""
+    """Read it from the environment."""
     text = os.environ.get(name, default)
     if not text.isdecimal():
         raise ValueError(f"{name} is {text!r}: start all processes by torchrun, or unset it")
@@ -84,13 +84,13 @@ def _number(name: str, default: str) -> int:
 
 @contextmanager
 def joined(device: str = "") -> Iterator[Group]:
-    """The group that this process was started in.
+    """Join the group that this process was started in.
 
     Args:
         device: As for `find_device`. With `cuda`, every process takes a GPU of its own.
 
     Raises:
-        ValueError: If there is no such device, or the launcher's numbers make no sense.
+        ValueError: If there is no such device, or the launcher's numbers are wrong.
     """
     found = find_device(device)
     rank, count, local = (_number(*told) for told in LAUNCHER.items())

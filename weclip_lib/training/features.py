@@ -1,9 +1,9 @@
-"""Features of a whole data set by the frozen part, and static pseudo labels of them, computed once.
+"""Compute frozen features and static pseudo labels of a data set once, and keep them on disk.
 
-Only for pictures of one size that training shows plain or flipped. Both lie on disk, in folders
-named by a hash of everything their content depends on, so that a changed picture, backbone or
-setting never finds an old copy. Many decoders, and many ways to make labels, share the features;
-those that were not used for longest make room for new ones.
+All pictures need one size; training uses them plain or flipped. The names on disk are hashes of
+all that the content depends on, so a changed picture, backbone or setting never finds an old
+copy. Many decoders, and many ways to make labels, share the features. New features replace those
+that were unused for longest.
 """
 
 import json
@@ -27,11 +27,11 @@ from weclip_lib.model import Features, WeCLIP
 from weclip_lib.storage.files import locked, whole
 from weclip_lib.storage.provenance import source_hash
 
-LIMIT = 20_000_000_000  # bytes of features that stay beside the newest; 9 GB are MiniVOC's
+LIMIT = 20_000_000_000  # bytes of features beside the newest; MiniVOC has 9 GB
 
 
 def _drop_oldest(folder: Path, kept: Path) -> None:
-    """Remove features that were not used for longest, until the others fit the limit."""
+    """Remove the features unused for longest, until the others fit the limit."""
     by_age = sorted(folder.glob("features-????????????????"), key=lambda p: p.stat().st_mtime)
     others = [path for path in by_age if path != kept]
     sizes = [sum(file.stat().st_size for file in path.iterdir()) for path in others]
@@ -48,14 +48,14 @@ def _key(*about: object) -> str:
 class FeatureCache:
     """Tokens, attention and initial CAMs of every picture, plain and flipped.
 
-    Tokens and attention are kept in half precision, CAMs in single. Picture `index` flipped is
-    row `len(dataset) + index`.
+    Tokens and attention have half precision, CAMs single. Picture `index` flipped is row
+    `len(dataset) + index`.
 
     Args:
-        model: Its backbone and prompts make the content; the decoder plays no part.
+        model: Its backbone and prompts make the features; its decoder is not used.
         dataset: Pictures of one size.
         folder: Holds one folder per key.
-        batch: Pictures a forward pass.
+        batch: Pictures per forward pass.
 
     Raises:
         ValueError: If the pictures differ in size.
@@ -74,7 +74,7 @@ class FeatureCache:
                 _drop_oldest(folder, path)
         os.utime(path)
         about = json.loads((path / "about.json").read_text())
-        self.cpu_seconds: float = about["cpu_seconds"]  # of computing all this, when it was done
+        self.cpu_seconds: float = about["cpu_seconds"]  # of the first computation
         self.tokens = np.memmap(path / "tokens.f16", np.float16, "r", shape=tuple(about["tokens"]))
         self.attention = np.memmap(
             path / "attention.f16", np.float16, "r", shape=tuple(about["attention"])
@@ -124,16 +124,16 @@ class FeatureCache:
             (partial / "about.json").write_text(json.dumps(about))
 
     def tokens_of(self, rows: list[int]) -> Float[Tensor, "block batch patch width"]:
-        """The patch tokens of some rows, in single precision."""
+        """Return patch tokens of some rows, in single precision."""
         return torch.from_numpy(self.tokens[rows]).float().transpose(0, 1)
 
     def features_of(self, rows: list[int]) -> Features:
-        """All features of some rows, in single precision."""
+        """Return all features of some rows, in single precision."""
         attention = torch.from_numpy(self.attention[rows]).float().transpose(0, 1)
         return Features(self.tokens_of(rows), attention, self.cam[rows])
 
     def pixels_of(self, rows: list[int]) -> Float[Tensor, "batch 3 height width"]:
-        """The normalised pictures of some rows."""
+        """Return normalised pictures of some rows."""
         return normalise(list(self.images[rows].numpy()), self.statistics)
 
 
@@ -145,31 +145,31 @@ def _hash(tensors: Iterable[Tensor]) -> str:
 
 
 def backbone_key(model: WeCLIP) -> str:
-    """Hash of the backbone's weights."""
+    """Hash the backbone's weights."""
     return _hash(model.backbone.state_dict().values())
 
 
 def features_key(model: WeCLIP) -> str:
-    """Hash of the backbone's weights and of the prompts' embeddings."""
+    """Hash the backbone's weights and the prompts' embeddings."""
     return _hash((*model.backbone.state_dict().values(), model.foreground, model.background))
 
 
 @dataclass(frozen=True)
 class StaticLabels:
-    """What frozen parts alone make of every row of a `FeatureCache`."""
+    """Static pseudo labels of every row of a `FeatureCache`."""
 
     cam: Float[Tensor, "image fg grid_h grid_w"]  # spread along the attention
     label: UInt8[Tensor, "image height width"]
-    cpu_seconds: float  # of computing all this, when it was done
+    cpu_seconds: float  # of the first computation
 
 
 def static_labels(
     model: WeCLIP, cache: FeatureCache, folder: Path, *, batch: int = 8
 ) -> StaticLabels:
-    """Static pseudo labels by the model's method, from `folder` if they are there."""
+    """Make static pseudo labels by the model's method, or read them in `folder`."""
     method = asdict(model.method)
     for later in [name for name in method if name.startswith(("rfm_", "affinity_"))]:
-        method.pop(later)  # plays no part in them
+        method.pop(later)  # not used here
     key = _key(source_hash("training.features"), cache.key, method)
     path = folder / f"labels-{key}.safetensors"
     with locked(path):

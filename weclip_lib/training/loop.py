@@ -1,4 +1,4 @@
-"""The training loop: owns the step number, the schedule, and when the RFM starts."""
+"""The training loop owns the step number, the schedule, and the start of the RFM."""
 
 import json
 import math
@@ -21,8 +21,8 @@ from weclip_lib.training.features import backbone_key
 from weclip_lib.training.sources import Batch, Source
 
 WARMUP_RATIO = 1e-6  # of the learning rate, at step 0; official PolyWarmupAdamW
-WATCHED_TIMES = 10  # that the pseudo labels of watched pictures are kept in a run
-LOG_EVERY = 20  # steps a point of the curve
+WATCHED_TIMES = 10  # a run keeps pseudo labels of watched pictures
+LOG_EVERY = 20  # steps per point of the curve
 NOTHING = torch.empty(0, 0, 0, 0, dtype=torch.uint8)  # watched
 
 
@@ -31,14 +31,14 @@ class Trained:
     """A finished run."""
 
     model: WeCLIP
-    history: list[dict[str, float]]  # every 20 steps: step, and the mean losses since the last
-    cpu_seconds: float  # user and system time of the training, measured when it was done
-    watched: UInt8[Tensor, "time row height width"]  # labels the RFM made of the watched rows
-    watched_at: list[int]  # after so many steps
+    history: list[dict[str, float]]  # every 20 steps, mean losses since the last; validations
+    cpu_seconds: float  # user and system time, when it was trained
+    watched: UInt8[Tensor, "time row height width"]  # pseudo labels of the RFM
+    watched_at: list[int]  # steps done
 
 
 def learning_rate(step: int, budget: Budget) -> float:
-    """Linear warm-up, then linear decay that counts from step 0.
+    """Warm up linearly, then decay linearly, counted from step 0.
 
     Source: official utils/optimizer.py PolyWarmupAdamW; REFERENCE 37.
     """
@@ -50,7 +50,7 @@ def learning_rate(step: int, budget: Budget) -> float:
 
 
 def build_optimizer(model: WeCLIP, budget: Budget) -> torch.optim.AdamW:
-    """One group, all of the decoder's parameters, biases and norms included."""
+    """Put all of the decoder's parameters, biases and norms too, in one group."""
     return torch.optim.AdamW(
         model.decoder.parameters(),
         lr=budget.learning_rate,
@@ -62,20 +62,20 @@ def build_optimizer(model: WeCLIP, budget: Budget) -> torch.optim.AdamW:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run of hours or days needs besides; the defaults are those of a short one."""
+    """Further options of a run of hours or days; the defaults suit a short one."""
 
-    folder: Path | None = None  # of checkpoints; None: none are kept, and nothing is resumed
+    folder: Path | None = None  # of checkpoints; None: nothing is kept or resumed
     checkpoint_every: int = 1000  # steps
-    validate: Callable[[WeCLIP], float] | None = None  # mIoU in percent; the only one to see masks
+    validate: Callable[[WeCLIP], float] | None = None  # mIoU in percent; only this sees masks
     validate_every: int = 0  # steps; 0: never
-    accumulate: int = 1  # parts that a process takes its share of a batch in
+    accumulate: int = 1  # parts of a process's share of a batch
     bf16: bool = False  # autocast
     group: Group = field(default_factory=Group)
-    note: Callable[[list[dict[str, float]]], None] | None = None  # is told the curve as it grows
+    note: Callable[[list[dict[str, float]]], None] | None = None  # gets the curve as it grows
 
 
 def _settings(model: WeCLIP, source: Source, budget: Budget, seed: int) -> dict:
-    """What a resumed run has to have in common with the one that was stopped."""
+    """List the settings that a resumed run must share with the stopped one."""
     return {
         **{f"method.{name}": value for name, value in asdict(model.method).items()},
         **{f"budget.{name}": value for name, value in asdict(budget).items()},
@@ -90,10 +90,10 @@ def _settings(model: WeCLIP, source: Source, budget: Budget, seed: int) -> dict:
 def _loss_of_step(
     model: WeCLIP, parts: Sequence[Batch], use_rfm: bool, options: RunOptions
 ) -> Float[Tensor, "3"]:
-    """(total, segmentation, affinity) loss of this process's share of a batch, with a graph.
+    """Return (total, segmentation, affinity) loss of this process's share; gradients flow.
 
-    Pixels and pairs are counted over all parts and processes before anything is divided, so that
-    the sum over them is the loss of the whole batch.
+    All parts and processes share one count of pixels and pairs. The sum of their losses is
+    therefore the loss of the whole batch.
     """
     outputs = [_outputs(model, batch, use_rfm, options) for batch in parts]
     totals = None
@@ -113,10 +113,10 @@ def _loss_of_step(
 def _outputs(
     model: WeCLIP, batch: Batch, use_rfm: bool, options: RunOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits and affinity of the decoder, and the label that they are held against.
+    """Return logits and affinity of the decoder, and the label that teaches them.
 
-    The label is the given one until the RFM starts; where none is given, it is made by CLIP's
-    attention. Then the RFM makes it, with the decoder's affinity of this step.
+    Until the RFM starts, the label is the given one, or CLIP's attention makes it. Then the RFM
+    makes it, with the decoder's affinity of this step.
     """
     label = None if use_rfm else batch.label
     device = options.group.device.partition(":")[0]
@@ -136,7 +136,7 @@ def _outputs(
 
 
 def _check_batch(source: Source, budget: Budget, options: RunOptions) -> None:
-    """Refuse a batch that the pictures do not fill, or that cannot be shared out."""
+    """Refuse a batch that the pictures do not fill, or that has no equal parts."""
     if len(source) < budget.batch:
         raise ValueError(
             f"{len(source)} pictures, mirrored ones included, do not fill a batch of "
@@ -151,7 +151,7 @@ def _check_batch(source: Source, budget: Budget, options: RunOptions) -> None:
 
 
 class _Run:
-    """What the steps of one run share, and what they have logged so far."""
+    """What the steps of one run share, and its log so far."""
 
     def __init__(
         self, model: WeCLIP, source: Source, budget: Budget, seed: int, options: RunOptions
@@ -162,10 +162,10 @@ class _Run:
         self.rfm_from = round(model.method.rfm_start * budget.steps)
         self.settings = _settings(model, source, budget, seed) if options.folder else {}
         self.history: list[dict[str, float]] = []
-        self.pending: list[Tensor] = []  # losses of the steps since the last point of the curve
+        self.pending: list[Tensor] = []  # losses since the last point of the curve
 
     def resume(self) -> int:
-        """Go on from the newest checkpoint, if there is one; returns how many steps are done."""
+        """Resume from the newest checkpoint, if any; return the number of steps done."""
         folder = self.options.folder
         found = newest(folder, self.group) if folder else None
         if found is None:
@@ -177,7 +177,7 @@ class _Run:
         return about["step"]
 
     def batches(self, steps: range) -> Iterator[list[Batch]]:
-        """This process's parts of the batch of every step."""
+        """Yield this process's parts of the batch of every step."""
         parts, rank = self.options.accumulate, self.group.rank
         mine = range(rank * parts, (rank + 1) * parts)
         coming = self.source.batches(
@@ -187,7 +187,7 @@ class _Run:
             yield [next(coming) for _ in mine]
 
     def step(self, number: int, parts: Sequence[Batch]) -> None:
-        """One step of the optimizer."""
+        """Make one optimizer step."""
         losses = _loss_of_step(self.model, parts, number >= self.rfm_from, self.options)
         for settled in self.optimizer.param_groups:
             settled["lr"] = learning_rate(number, self.budget)
@@ -198,7 +198,7 @@ class _Run:
         self.pending.append(self.group.sum(losses.detach().clone()))
 
     def after(self, done: int) -> None:
-        """Log, validate and save where it is time for it, after so many steps."""
+        """Log, validate and save if it is time, after `done` steps."""
         options, ended = self.options, done == self.budget.steps
         if done % LOG_EVERY == 0 or ended:
             self._refuse_broken(done)
@@ -221,9 +221,9 @@ class _Run:
             self.options.note(self.history)
 
     def _refuse_broken(self, done: int) -> None:
-        """Stop at a loss that is not finite, before it is saved, and name its pictures.
+        """Stop at a loss that is not finite, before saving, and name its pictures.
 
-        This is done rarely, since a device has to be waited for.
+        The check is rare, since it has to wait for the device.
         """
         window = torch.stack(self.pending) if self.pending else torch.zeros(1, 3)
         broken = (~window.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
@@ -240,7 +240,7 @@ class _Run:
         )
 
     def _validated(self) -> float:
-        """Score of the decoder as it is, without dropout; random state and mode are as before."""
+        """Score the decoder without dropout; random state and training mode stay as before."""
         states = torch.get_rng_state()
         first = self.group.is_first
         score = self.options.validate(self.model.eval()) if first else float("nan")
@@ -260,24 +260,24 @@ def train_decoder(
     progress: str = "training",
     options: RunOptions = RunOptions(),
 ) -> Trained:
-    """Train the decoder in place, on given or static labels until the RFM starts, then on its own.
+    """Train the decoder in place: on given or static labels, then on labels of the RFM.
 
-    The RFM starts at `method.rfm_start` of the steps; at 1 it never does. Its labels are made anew
-    at every step with the decoder's affinity of that step.
+    The RFM starts after the fraction `method.rfm_start` of the steps; at 1 it never starts. It
+    makes new labels at every step, with the decoder's affinity of that step.
 
     Args:
-        source: Pictures, and labels where they are given.
-        budget: `batch` counts pictures of all processes and accumulated parts together.
-        seed: Of the order of the pictures and of dropout; the decoder is as it is passed.
-        watcher: Makes pseudo labels of the model and the step. They are kept ten times on the way.
+        source: Pictures, with labels where given.
+        budget: `batch` counts the pictures of all processes and accumulated parts.
+        seed: Of the order of pictures and of dropout, not of the first weights.
+        watcher: Makes pseudo labels from the model and the step. They are kept ten times.
             Training does not depend on them, and sees no score.
         progress: Name of the bar.
-        options: Checkpoints, validation, precision, processes. A run goes on from its newest
-            checkpoint, and ends with the weights that it would have had without a stop.
+        options: Checkpoints, validation, precision, processes. A run resumes from its
+            newest checkpoint, and ends with the same weights as without a stop.
 
     Raises:
-        ValueError: If there are fewer pictures than a batch has, a batch cannot be cut in equal
-            parts, or a checkpoint does not fit.
+        ValueError: If there are fewer pictures than a batch needs, a batch has no equal parts,
+            or a checkpoint does not fit.
         FloatingPointError: If the loss is not finite.
     """
     _check_batch(source, budget, options)

@@ -1,7 +1,7 @@
-"""What a training step learns from: cached features, or pictures augmented anew.
+"""Sources of training steps: cached features, or newly augmented pictures.
 
-Which pictures a step takes, and how they are augmented, follows from the seed and the number of
-the step alone, so that a resumed run goes on as if it had never stopped.
+Only the seed and the step number decide which pictures a step takes, and how they are augmented.
+So a resumed run goes on as if it had never stopped.
 """
 
 from abc import ABC, abstractmethod
@@ -22,35 +22,35 @@ from weclip_lib.model import Features, WeCLIP
 from weclip_lib.storage.files import Unusable
 from weclip_lib.training.features import FeatureCache
 
-SCALES = (0.5, 2.0)  # of an augmented picture; official datasets/transforms.py, REFERENCE 38
+SCALES = (0.5, 2.0)  # of augmentation; official datasets/transforms.py, REFERENCE 38
 
 
 @dataclass(frozen=True)
 class Batch(ABC):
-    """Pictures of a step. Tokens and features are read or computed on demand: they are costly."""
+    """Pictures of a step. Tokens and features are costly, so they are made on demand."""
 
     rows: list[int]
     image_labels: Float[Tensor, "batch fg"]  # on the CPU: see cam.present_classes
     grid: tuple[int, int]
     label: Integer[Tensor, "batch height width"] | None  # given: true masks, or static labels
-    padded: Bool[Tensor, "batch height width"] | None  # pixels that are no picture
+    padded: Bool[Tensor, "batch height width"] | None  # pixels outside the picture
 
     @abstractmethod
     def tokens(self) -> Float[Tensor, "block batch patch width"]:
-        """Of all blocks that the decoder may read."""
+        """Get those of all blocks that the decoder may read."""
 
     @abstractmethod
     def features(self) -> Features:
-        """All that the frozen part says."""
+        """Get all output of the frozen part."""
 
     @abstractmethod
     def pixels(self) -> Float[Tensor, "batch 3 height width"]:
-        """Normalised."""
+        """Get normalised pictures."""
 
 
 @dataclass(frozen=True)
 class CachedBatch(Batch):
-    """Rows of a cache."""
+    """Rows of a feature cache."""
 
     cache: FeatureCache
 
@@ -66,7 +66,7 @@ class CachedBatch(Batch):
 
 @dataclass(frozen=True)
 class EncodedBatch(Batch):
-    """Pictures that the backbone encodes now."""
+    """Pictures that the backbone encodes on demand."""
 
     model: WeCLIP
     images: Float[Tensor, "batch 3 height width"]
@@ -86,7 +86,7 @@ def _digest(about: object) -> str:
 
 
 def part_of(rows: Sequence, part: int, of: int) -> list:
-    """Part number `part` of `rows` cut in `of` equal ones."""
+    """Cut `rows` in `of` equal parts; return number `part`."""
     size = len(rows) // of
     return list(rows[part * size : (part + 1) * size])
 
@@ -115,25 +115,25 @@ class CachedSource:
         return len(self.pool)
 
     def names(self, rows: Sequence[int]) -> list[str]:
-        """Numbers of the rows: features know no names."""
+        """Return row numbers, since features have no names."""
         return [f"row {row}" for row in rows]
 
     def batches(
         self, model: WeCLIP, seed: int, steps: range, size: int, parts: Sequence[int], of: int
     ) -> Iterator[Batch]:
-        """Pictures of a step are drawn without replacement; steps do not know of each other."""
+        """Draw pictures of each step without replacement, independently of other steps."""
         for step in steps:
             drawn = self.drawn(seed, step, size)
             for part in parts:
                 yield self.batch(part_of(drawn, part, of))
 
     def drawn(self, seed: int, step: int, size: int) -> list[int]:
-        """Rows of a step."""
+        """Draw the rows of a step."""
         rng = np.random.default_rng([seed, step])
         return rng.choice(self.pool, size, replace=False).tolist()
 
     def batch(self, rows: list[int]) -> CachedBatch:
-        """Some rows."""
+        """Make a batch of rows."""
         return CachedBatch(
             rows=rows,
             image_labels=self.cache.image_labels[rows],
@@ -146,7 +146,7 @@ class CachedSource:
 
 @dataclass(frozen=True)
 class Augmented:
-    """A crop of a picture that was rescaled and perhaps mirrored."""
+    """A crop of a rescaled and perhaps mirrored picture."""
 
     pixels: UInt8[np.ndarray, "crop crop 3"]  # 0 where padded
     padded: Bool[np.ndarray, "crop crop"]
@@ -160,10 +160,10 @@ def augment(
     rng: np.random.Generator,
     scales: tuple[float, float] = SCALES,
 ) -> Augmented:
-    """Rescale, mirror by chance, and crop at random; pad what is too small.
+    """Rescale, mirror with probability 0.5, and crop at random; pad small pictures.
 
-    The crop's place is drawn from all places where it overlaps the picture as much as it can; a
-    smaller picture lies anywhere within the crop. Source: official datasets/transforms.py and
+    The crop is drawn from all places with the largest overlap. A smaller picture lies anywhere
+    within the crop. Source: official datasets/transforms.py and
     voc.py; REFERENCE 38.
     """
     scale, mirrored = rng.uniform(*scales), rng.random() < 0.5
@@ -190,7 +190,7 @@ def augment(
 
 
 class _Crops(Dataset):
-    """Augmented pictures by (row, step, place in the step); decoded in worker processes."""
+    """Augmented pictures by (row, step, place in the step); workers decode them."""
 
     def __init__(self, images: LabelledImages, crop: int, seed: int, scales: tuple) -> None:
         self.images, self.crop, self.seed, self.scales = images, crop, seed, scales
@@ -200,7 +200,7 @@ class _Crops(Dataset):
         try:
             mask = self.images.mask(row) if isinstance(self.images, MaskedImages) else None
             image = self.images.image(row)
-        except Unusable as error:  # raised here, it would come with the worker's own traceback
+        except Unusable as error:  # raised here, it would carry the worker's traceback
             return error
         rng = np.random.default_rng([self.seed, step, position])
         return augment(image, mask, self.crop, rng, self.scales), row
@@ -221,12 +221,12 @@ def _joined(
 
 
 class AugmentedSource:
-    """Pictures of any size, augmented and encoded anew in every step.
+    """Pictures of any size, newly augmented and encoded in every step.
 
     Epochs are shuffled: every picture comes once before any comes again.
 
     Args:
-        images: With masks (`MaskedImages`), the masks are what is learned: full supervision.
+        images: Masks of `MaskedImages` teach the decoder: full supervision.
         crop: Pixels a side.
         rows: Of them to train on; None: all.
         workers: Processes that decode and augment; 0: none.
@@ -252,11 +252,11 @@ class AugmentedSource:
         return len(self.pool)
 
     def names(self, rows: Sequence[int]) -> list[str]:
-        """Of the pictures."""
+        """Return picture names."""
         return [self.images.names[row] for row in rows]
 
     def drawn(self, seed: int, step: int, size: int) -> list[int]:
-        """Rows of a step."""
+        """Draw the rows of a step."""
         found = []
         for place in range(step * size, (step + 1) * size):
             epoch, position = divmod(place, len(self))
@@ -272,7 +272,7 @@ class AugmentedSource:
     def batches(
         self, model: WeCLIP, seed: int, steps: range, size: int, parts: Sequence[int], of: int
     ) -> Iterator[Batch]:
-        """Workers are ahead of the trainer by two batches each."""
+        """Yield batches; each worker is two ahead of the trainer."""
 
         def places() -> Iterator[list[tuple[int, int, int]]]:
             for step in steps:
@@ -285,7 +285,7 @@ class AugmentedSource:
             batch_sampler=places(),
             num_workers=self.workers,
             collate_fn=_joined,
-            generator=torch.Generator(),  # else it draws from the one that dropout follows
+            generator=torch.Generator(),  # else it shares the generator of dropout
             pin_memory=device.type == "cuda",
         )
         for found in loader:

@@ -1,7 +1,7 @@
-"""Train decoders: kept by all that they depend on (studies), or at length from the command line.
+"""Train decoders: for studies, which reuse finished ones, or from the command line.
 
 weclip train --profile voc --out runs/voc
-accelerate launch -m weclip_lib train --profile voc --out runs/voc    (torchrun does as well)
+accelerate launch -m weclip_lib train --profile voc --out runs/voc    (or with torchrun)
 """
 
 import sys
@@ -36,7 +36,7 @@ from weclip_lib.training.watch import Watcher, curve_writer, rfm_labels
 
 
 def decoder_key(model: WeCLIP, source: Source, budget: Budget, seed: int) -> str:
-    """Hash of all that a trained decoder depends on."""
+    """Hash all that a trained decoder depends on."""
     about = (
         asdict(model.method),
         asdict(budget),
@@ -60,13 +60,13 @@ def trained_decoder(
     watched_rows: Sequence[int] = (),
     progress: str = "training",
 ) -> Trained:
-    """`train_decoder` on a new model, or the same run's weights from `folder` if they are there.
+    """Call `train_decoder` on a new model, or load the same run from `folder`.
 
     Args:
-        build: Makes the model; called after seeding, so that its decoder follows from the seed.
-        folder: Finished decoders, named by a hash of all that they depend on.
-        cache: Of pictures that are watched.
-        watched_rows: Of `cache`; their pseudo labels are kept on the way.
+        build: Makes the model after seeding, so that the seed decides its decoder.
+        folder: Of finished decoders, each named by `decoder_key`.
+        cache: Features of watched pictures.
+        watched_rows: Rows of `cache`; their pseudo labels are kept during training.
     """
     seed_everything(seed)
     model = build()
@@ -94,7 +94,7 @@ def trained_decoder(
 
 
 def validation(setting: Profile, model: WeCLIP, images: MaskedImages) -> Callable[[WeCLIP], float]:
-    """Single-scale mIoU of the decoder as it is, in percent."""
+    """Make a function that returns single-scale mIoU in percent."""
 
     def score(trained: WeCLIP) -> float:
         found = score_decoders(
@@ -112,7 +112,7 @@ def validation(setting: Profile, model: WeCLIP, images: MaskedImages) -> Callabl
 
 
 def trained_note(setting: Profile, steps: int) -> dict:
-    """What has to be known to use a decoder again: kept in its file."""
+    """Describe a decoder for later use; its file keeps this."""
     return {
         "profile": setting.name,
         "backbone": setting.backbone,
@@ -127,10 +127,10 @@ def trained_note(setting: Profile, steps: int) -> dict:
 
 
 def run(chosen: Train) -> None:
-    """`weclip train`.
+    """Run `weclip train`.
 
     Raises:
-        ValueError: If something is wrong with the data, the settings or a checkpoint.
+        ValueError: If the data, the settings or a checkpoint are wrong.
         FloatingPointError: If the loss is not finite.
     """
     refuse_data_set(outside_results(chosen.out))
@@ -177,7 +177,7 @@ def _run(chosen: Train, group: Group) -> None:
 
 
 def _setting(chosen: Train) -> tuple[Profile, Path]:
-    """The profile with what the command line changes, and the folder of the data set."""
+    """Return the profile, changed by the command line, and the data folder."""
     setting, data = open_profile(chosen.profile, chosen.data_dir)
     names = {name: getattr(chosen, name) for name in ("backbone", "weights")}
     setting = replace(setting, **{name: value for name, value in names.items() if value})
@@ -188,7 +188,7 @@ def _setting(chosen: Train) -> tuple[Profile, Path]:
 
 
 def _images(chosen: Train, setting: Profile, data: Path, size: int, group: Group) -> LabelledImages:
-    """The pictures to train on; those that are left out are listed in skipped.txt."""
+    """Open the pictures to train on; list broken ones in skipped.txt."""
     kind = MaskedImages if chosen.supervised else LabelledImages
     split = chosen.split or setting.train_split
     images = kind(
@@ -207,7 +207,7 @@ def _images(chosen: Train, setting: Profile, data: Path, size: int, group: Group
 def _options(
     chosen: Train, setting: Profile, model: WeCLIP, data: Path, group: Group
 ) -> RunOptions:
-    """Checkpoints, validation, precision and processes, as the command line asks for them."""
+    """Set checkpoints, validation, precision and processes by the command line."""
     validate = None
     if chosen.validate_every:
         size, limit = model.backbone.patch_size, chosen.validate_pictures

@@ -1,6 +1,6 @@
-"""Files of a run to look at: the labels of fixed pictures ten times on the way, and the curve.
+"""Keep files of a run to look at: labels of fixed pictures, at ten times, and the curve.
 
-Masks are not read here: what is kept is held against them afterwards (`evaluation.errors`).
+Masks are not read here; `evaluation.errors` compares the labels with them afterwards.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ REMEDY = "train again, into an empty folder"
 
 
 def curve_writer(folder: Path) -> Callable[[list[dict[str, float]]], None]:
-    """Writes curve.csv anew at every point; TensorBoard's events too, where it is installed."""
+    """Make a writer of curve.csv, whole at every point, and of TensorBoard events if installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -59,7 +59,7 @@ def rfm_label(
     pixels: Float[Tensor, "batch 3 height width"],
     image_labels: Float[Tensor, "batch fg"],
 ) -> tuple[UInt8[Tensor, "batch height width"], Float[Tensor, "batch cls grid_h grid_w"]]:
-    """The RFM's pseudo labels with the decoder as it is now, and its logits; without dropout."""
+    """Return the RFM's pseudo labels, and the decoder's logits, both without dropout."""
     training = model.training
     model.eval()
     logits, affinity = model.decoder(features.tokens, tuple(features.cam.shape[-2:]))
@@ -70,7 +70,7 @@ def rfm_label(
 def rfm_labels(
     model: WeCLIP, cache: FeatureCache, rows: Sequence[int], *, batch: int = 8
 ) -> UInt8[Tensor, "row height width"]:
-    """`rfm_label` of rows of a cache."""
+    """Make labels by `rfm_label` for rows of a cache."""
     found = []
     for part in batches(rows, batch):
         given = (cache.features_of(part), cache.pixels_of(part), cache.image_labels[part])
@@ -79,12 +79,12 @@ def rfm_labels(
 
 
 class Watcher:
-    """Keeps a decoder, and what it and the RFM say of fixed pictures (for `train_decoder`).
+    """Saves a decoder, and its and the RFM's labels of fixed pictures (for `train_decoder`).
 
     Args:
         images: Of one size; all of them are watched.
         folder: Of the run; files go into `watched/`.
-        note: What describes the decoder (`train.trained_note`).
+        note: Describes the decoder (`train.trained_note`).
         writes: Whether this process writes the files.
     """
 
@@ -95,7 +95,7 @@ class Watcher:
         self.note = {**note, "names": images.names, "split": images.split}
 
     def __call__(self, model: WeCLIP, step: int) -> UInt8[Tensor, "row height width"]:
-        """Write `step-<step>.safetensors`; returns the pseudo labels."""
+        """Write `step-<step>.safetensors`; return the pseudo labels."""
         device = next(model.decoder.parameters()).device
         labels, predictions = [], []
         for row in range(len(self.images)):
@@ -112,7 +112,7 @@ class Watcher:
 
 
 def save_watched(path: Path, model: WeCLIP, kept: dict[str, Tensor], note: dict) -> None:
-    """Write label maps and the decoder that made them; whole, or not at all."""
+    """Write label maps and their decoder; whole, or not at all."""
     weights = model.decoder.state_dict()
     save_tensors(kept | {DECODER + name: value for name, value in weights.items()}, path, note)
 
@@ -125,14 +125,14 @@ class Run:
     names: list[str]  # of the watched pictures
     split: str
     classes: list[str]
-    pseudo_labels: UInt8[Tensor, "step row height width"]  # what the RFM made
-    predictions: UInt8[Tensor, "step row height width"]  # what the decoder said
+    pseudo_labels: UInt8[Tensor, "step row height width"]  # of the RFM
+    predictions: UInt8[Tensor, "step row height width"]  # of the decoder
     curve: pd.DataFrame  # iteration, metric, value
     note: dict  # of the decoder
     weights: list[dict[str, Tensor]]  # of the decoder, by step
 
     def decoders(self, backbone: Backbone) -> dict[str, Decoder]:
-        """The decoder at every step, by its name.
+        """Build the decoder of every step, by name.
 
         Raises:
             ValueError: If it belongs to another backbone.
@@ -148,7 +148,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """What a run has written so far.
+    """Read what a run has written so far.
 
     Raises:
         ValueError: If nothing was watched there, or a file is damaged.
@@ -183,7 +183,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_step(path: Path, note: dict, before: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of one time that a run was watched; those of another run are refused."""
+    """Read the tensors of one watched step; refuse those of another run."""
     state = read_tensors(path)
     with reading(path, REMEDY):
         for kind in KINDS:
