@@ -53,9 +53,13 @@ class _Loader(InspectLoader):
 
     def get_source(self, fullname: str) -> str:
         command = COMMANDS.get(self.old, [self.old])
-        return (
-            f"import sys\nfrom weclip_lib.__main__ import main\nmain([*{command}, *sys.argv[1:]])\n"
+        lines = (
+            "import sys",
+            "from weclip_lib.__main__ import main",
+            "if __name__ == '__main__':  # processes that are started import this, too",
+            f"    main([*{command}, *sys.argv[1:]])",
         )
+        return "\n".join(lines)
 
 
 class _Finder(MetaPathFinder):
