@@ -1,1 +1,1 @@
-"""Files: read or refused by name, and written whole."""
+"""The package reads files or refuses them by name, and writes them whole."""

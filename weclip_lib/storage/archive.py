@@ -1,7 +1,7 @@
-"""OpenAI's TorchScript archive of CLIP: its tensors are read, and nothing in it is run.
+"""This module reads the tensors of OpenAI's TorchScript archive of CLIP, and runs nothing in it.
 
-It is a zip. `data.pkl` describes a tree of modules, `data/0`, `data/1` and so on hold the numbers,
-and the text of `code/` says which attributes of a module are parameters and buffers.
+The archive is a zip. `data.pkl` describes a tree of modules. `data/0`, `data/1` and so on hold the
+numbers. The text of `code/` says which attributes of a module are parameters and buffers.
 """
 
 import io
@@ -47,7 +47,7 @@ REMEDY = (
 
 
 class _Described:
-    """What a pickle would have called, and with what; it is never called."""
+    """A call that a pickle asks for, with its arguments; nothing ever makes the call."""
 
     __slots__ = ("__dict__", "arguments")
     path = ""
@@ -58,8 +58,8 @@ class _Described:
         return made
 
 
-class _Unpickler(pickle._Unpickler):  # Python's; C's takes as much memory as a file asks for
-    """Makes descriptions, and nothing else, of all that a pickle names."""
+class _Unpickler(pickle._Unpickler):  # Python's; C's takes all memory that a file asks for
+    """This reader only describes what a pickle names, and refuses what CLIP does not need."""
 
     def find_class(self, module: str, name: str) -> type[_Described]:
         path = f"{module}.{name}"
@@ -72,11 +72,11 @@ class _Unpickler(pickle._Unpickler):  # Python's; C's takes as much memory as a 
 
 
 def read_archive(path: Path) -> dict[str, Tensor]:
-    """The tensors of OpenAI's CLIP, by the names of its `state_dict`.
+    """Return the tensors of OpenAI's CLIP, by the names of its `state_dict`.
 
     Raises:
-        Unusable: If the archive is of something else, whose code would have to be run.
-        Exception: Of any kind, if it is damaged.
+        Unusable: If the archive holds another model: its code would have to be run.
+        Exception: If it is damaged; of any kind.
     """
     with ZipFile(path) as archive:
         names = archive.namelist()
@@ -105,7 +105,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
 
 
 def _stated(code: dict[str, str]) -> dict[str, set[str]]:
-    """Names of the parameters and buffers of every class of modules."""
+    """Return the names of the parameters and buffers of every class of modules."""
     found = {}
     for place, text in code.items():
         for name, body in MODULE.findall(text):
@@ -117,7 +117,7 @@ def _stated(code: dict[str, str]) -> dict[str, set[str]]:
 def _state(
     module: _Described, stated: dict[str, set[str]], prefix: str = ""
 ) -> Iterator[tuple[str, _Described]]:
-    """Parameters and buffers of a module and of those in it, with their names."""
+    """Yield the named parameters and buffers of a module and of the modules in it."""
     for name, value in vars(module).items():
         if name in stated[type(module).path] and value is not None:
             yield prefix + name, value
@@ -126,7 +126,7 @@ def _state(
 
 
 def _tensor(found: _Described, storage: Callable[[str], bytearray]) -> Tensor:
-    """A tensor that lies within its storage."""
+    """Return a tensor, or refuse one that does not lie within its storage."""
     if type(found).path == PARAMETER:
         found = found.arguments[0]
     if type(found).path != TENSOR:

@@ -1,4 +1,4 @@
-"""Files of the user and of ours: read or refused by name, and written whole or not at all."""
+"""This module reads files or refuses them by name, and writes them whole or not at all."""
 
 import os
 import platform
@@ -19,18 +19,18 @@ SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # left by macOS and by network drives b
 
 
 class Unusable(ValueError):
-    """A file that is not as it has to be; the message names it and says what to do."""
+    """A file cannot be used; the message names it and says what to do."""
 
 
 @contextmanager
 def reading(path: Path, remedy: str = "replace or remove it") -> Iterator[None]:
-    """Read one file of the user's; whatever a decoder raises becomes `Unusable`.
+    """Turn every error in reading one file of the user into `Unusable`.
 
     Args:
         remedy: What the user can do about a file that cannot be decoded.
 
     Raises:
-        Unusable: If there is no such file, it is none, or the block fails.
+        Unusable: If there is no such path, it is no file, or the block fails.
     """
     try:
         if not path.exists():
@@ -45,17 +45,16 @@ def reading(path: Path, remedy: str = "replace or remove it") -> Iterator[None]:
 
 
 def in_a_line(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """Return what an error says, on one line."""
     said = getattr(error, "strerror", None) or str(error)
     return " ".join(said.split())[:200] or type(error).__name__
 
 
 def files_below(folder: Path) -> dict[str, Path]:
-    """All files below a folder, by relative path with `/`, in the order of their names.
+    """Return all files below a folder, by relative path with `/`, in the order of their names.
 
-    Links to folders are followed, but never round in a circle. Hidden files are left out. Names
-    are in Unicode's composed form (NFC), whichever form the file system keeps. A folder that is
-    not there has none.
+    It follows links to folders, but never in a circle. It leaves out hidden files. Names come in
+    Unicode's composed form (NFC), whichever form the file system keeps. A missing folder has none.
 
     Raises:
         Unusable: If a folder cannot be read, or two names differ in their Unicode form alone.
@@ -88,11 +87,11 @@ def files_below(folder: Path) -> dict[str, Path]:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk keep a file, or a folder with all that is in it."""
+    """Write a file, or a folder with its content, from memory to the disk."""
     if path.is_dir():
         for inside in path.iterdir():
             _sync(inside)
-        if os.name == "nt":  # has no such call for folders
+        if os.name == "nt":  # Windows has no such call for folders
             return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -108,9 +107,9 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@lru_cache(maxsize=1024)  # once a folder: looking through one of many files takes long
+@lru_cache(maxsize=1024)  # once a folder: a search among many files takes long
 def _remove_left(folder: Path) -> None:
-    """Remove what killed processes of this machine have left half-written in a folder."""
+    """Remove the half-written files of killed processes of this machine from a folder."""
     for path in folder.glob(f".*.{HOST}-*.partial"):
         number = path.name.split(".")[-2].split("-")[-2]
         if number.isdigit() and not psutil.pid_exists(int(number)):
@@ -121,9 +120,9 @@ def _remove_left(folder: Path) -> None:
 def whole(path: Path) -> Iterator[Path]:
     """Give a temporary name to write a file or a folder to; it becomes `path` at the end.
 
-    If the block fails, `path` is as it was. Every writer has a name of its own, so that of several
-    the last one's `path` stays, whole. The content is on the disk before the name is, so that a
-    power cut cannot leave an empty file under it.
+    If the block fails, `path` stays as it was. Every writer has its own temporary name; the last
+    one to end gives `path` its content, whole. The content reaches the disk before the name does:
+    a power cut cannot leave an empty file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(path.parent)
@@ -152,10 +151,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder, and write a file without a name into it.
+    """Make the folder, and try to write a temporary file in it.
 
     Raises:
-        ValueError: If that cannot be done.
+        ValueError: If the folder cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,7 +166,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let one process at a time make `path`; those that come later wait, and find it made."""
+    """Let one process at a time make `path`; later ones wait, and find it made."""
     locks = path.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / path.name):
@@ -176,10 +175,10 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def only_one(path: Path) -> Iterator[None]:
-    """Let one process at a time write `path`; a second one is refused. A killed one lets go.
+    """Let one process at a time write `path`; refuse a second one. A killed process holds no lock.
 
     Raises:
-        ValueError: Naming the process that writes there.
+        ValueError: If another process writes there; the message names it.
     """
     locks = path.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""One reader for every text list that somebody writes: tables, lists of names, prompts, grids.
+"""This module reads every text list that a user writes: tables, names, prompts, grids.
 
 All are UTF-8, with or without a byte-order mark, and with the line ends of any system. Spaces
-around a field mean nothing. Words are compared as CLIP's tokenizer compares them.
+around a field mean nothing. Two words are equal here if CLIP's tokenizer takes them for one.
 """
 
 import csv
@@ -18,20 +18,20 @@ from weclip_lib.storage.files import Unusable, in_a_line, reading
 
 Report = Callable[[str], None]
 JOINERS = "\u200c\u200d"  # between letters of some scripts, and within emoji
-LIST_SIGNS = '[]{}|,;"\t\uff0c\uff1b\u3001'  # a class name with one was meant to be several
+LIST_SIGNS = '[]{}|,;"\t\uff0c\uff1b\u3001'  # a class name with one of these was meant as several
 RESERVED = ("background", "_background_", "__ignore__")  # id 0, and void
 
 
 def refuse(problem: str) -> None:
-    """Stop at the first problem; a doctor collects them instead."""
+    """Refuse at the first problem; the doctor collects problems instead."""
     raise Unusable(problem)
 
 
 def read_text(path: Path) -> str:
-    """All of a text file in UTF-8, without a byte-order mark.
+    """Return the text of a file in UTF-8, without a byte-order mark.
 
     Raises:
-        Unusable: If it is not there, or in another encoding.
+        Unusable: If the file is not there, or is in another encoding.
     """
     with reading(path):
         content = path.read_bytes()
@@ -48,7 +48,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path, meant: str) -> list[tuple[int, str]]:
-    """Lines that are not blank, with their number, without the spaces around them.
+    """Return the lines that are not blank, with their number, without the spaces around them.
 
     Args:
         meant: What a line is, for the message about an empty file.
@@ -66,7 +66,7 @@ def read_lines(path: Path, meant: str) -> list[tuple[int, str]]:
 def read_rows(
     path: Path, needed: Sequence[str], allowed: Sequence[str] = (), report: Report = refuse
 ) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file, with file and line as `where`; what cannot be a row is reported."""
+    """Yield the rows of a CSV file, with file and line as `where`; report what is no row."""
     try:
         text = read_text(path)
     except Unusable as error:
@@ -124,7 +124,7 @@ def _row_problem(cells: list[str], header: Sequence[str], needed: Sequence[str])
 def without_repeats(
     names: Iterable[tuple[str, str]], report: Report = refuse
 ) -> Iterator[tuple[str, str]]:
-    """Pairs of a place and a name, those left out and reported whose name came before."""
+    """Yield pairs of a place and a name; report, and leave out, a name that came before."""
     seen: set[str] = set()
     for where, name in names:
         if name in seen:
@@ -135,10 +135,10 @@ def without_repeats(
 
 
 def read_names(path: Path, known: Collection[str], report: Report = refuse) -> list[str]:
-    """Names of pictures, one a line, in order; `known` says which there are.
+    """Return the names of pictures in a list, one a line, in order; `known` holds all pictures.
 
-    The lists that are passed around are read, too: with folder and ending, with a second column
-    for the mask, or for a flag `1` as in VOC's ImageSets/Main.
+    It also reads other usual lists: their names have a folder and an ending, or a second column
+    with the mask, or with a flag `1` as in VOC's ImageSets/Main.
 
     Raises:
         Unusable: If the list cannot be read, or is empty.
@@ -154,7 +154,7 @@ def read_names(path: Path, known: Collection[str], report: Report = refuse) -> l
 
 
 def known_name(text: str, known: Collection[str]) -> str | None:
-    """What a line of a list names, if there is such a picture."""
+    """Return the picture that a line of a list names; None if there is none."""
     text = unicodedata.normalize("NFC", text)
     columns = text.rsplit(maxsplit=1)
     tries = [text]
@@ -172,13 +172,13 @@ def known_name(text: str, known: Collection[str]) -> str | None:
 
 @lru_cache(maxsize=4096)
 def key_of(word: str) -> str:
-    """What words have in common that are one to CLIP's tokenizer: case, Unicode form, spaces."""
+    """Return one key for all words that CLIP's tokenizer takes for one (case, form, spaces)."""
     shown = "".join(c for c in ftfy.fix_text(word) if unicodedata.category(c) != "Cf")
     return " ".join(shown.lower().split())
 
 
 def class_problem(name: str) -> str | None:
-    """Why a word cannot be the name of a class; None if it can."""
+    """Say why a word cannot be the name of a class; None if it can."""
     if not key_of(name):
         return "a class without name"
     if key_of(name) in RESERVED:
@@ -199,7 +199,7 @@ def class_problem(name: str) -> str | None:
 
 
 def alike_problem(name: str, others: dict[str, str]) -> str | None:
-    """What is wrong with a name that is one word with another to CLIP; remembers it in `others`."""
+    """Say which other name is the same word to CLIP; None if none is. `others` keeps the name."""
     other = others.setdefault(key_of(name), name)
     if other != name:
         return f"{name!r} and {other!r} are one word to CLIP: write it the same everywhere"
@@ -207,7 +207,7 @@ def alike_problem(name: str, others: dict[str, str]) -> str | None:
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """YAML whose keys come once."""
+    """This loader refuses a key that comes twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -219,7 +219,7 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> object:
-    """What a YAML file holds.
+    """Return what a YAML file holds.
 
     Raises:
         Unusable: If it cannot be read, is no YAML, or names a key twice.
@@ -227,5 +227,5 @@ def read_yaml(path: Path) -> object:
     text = read_text(path)
     try:
         return yaml.load(text, _OnceLoader)
-    except Exception as error:  # tags of YAML raise whatever the conversion does
+    except Exception as error:  # tags of YAML raise their conversion's errors
         raise Unusable(f"{path} is no YAML: {in_a_line(error)}") from error

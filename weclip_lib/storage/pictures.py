@@ -1,4 +1,4 @@
-"""The one place that opens pictures and masks: read rightly, or refused by name with a remedy."""
+"""Only this module opens pictures and masks; it refuses a bad one by name, with a remedy."""
 
 import io
 import os
@@ -27,13 +27,13 @@ ORIENTATION = 0x0112  # of EXIF data
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that swap height and width
 GAP = bytes(1024)
-UPRIGHT = {  # what `exif_transpose` does, to be told to the owner of a mask
+UPRIGHT = {  # what `exif_transpose` does; the owner of a mask is told
     5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
 }  # fmt: skip
 
 
 def pictures_below(folder: Path) -> tuple[dict[str, Path], str]:
-    """Pictures below a folder by relative path, and in words what was left out ("" for nothing).
+    """Return the pictures below a folder by relative path, and say what was left out (or "").
 
     Raises:
         Unusable: If a folder cannot be read.
@@ -54,10 +54,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _zeroed(content: bytes) -> bool:
-    """Whether a JPEG's data hold a stretch of zeros, as a copy that was cut off leaves it.
+    """Return whether a JPEG's data hold a stretch of zeros; a copy that was cut off has one.
 
-    Zeros can be an even area only if, in every table of AC codes, they are the code of "nothing
-    more in this block" (low half 0, and not 0xF0). Progressive pictures do not tell.
+    Zeros can also be an even area. Then, in every table of AC codes, they are the code of "nothing
+    more in this block" (low half 0, and not 0xF0). The test cannot judge progressive pictures.
     """
     at, symbols = 2, []
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != 0xDA:
@@ -76,9 +76,9 @@ def _zeroed(content: bytes) -> bool:
 
 
 def _rgb(path: Path, image: Image.Image) -> Image.Image:
-    """A decoded picture in RGB, whatever its mode; what is transparent becomes white.
+    """Convert a picture of any mode to RGB; transparent pixels show white behind them.
 
-    16 bits are scaled to 8; CMYK follows the picture's own colour profile, if it has one.
+    16 bits are scaled to 8. CMYK follows the picture's own colour profile, if it has one.
     """
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
@@ -98,7 +98,7 @@ def _rgb(path: Path, image: Image.Image) -> Image.Image:
         return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
     profile = image.info.get("icc_profile")
     if image.mode == "CMYK" and profile:
-        with suppress(ImageCms.PyCMSError, OSError):  # broken, or of something else than CMYK
+        with suppress(ImageCms.PyCMSError, OSError):  # broken, or not for CMYK
             own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             shown = ImageCms.createProfile("sRGB")
             return ImageCms.profileToProfile(image, own, shown, outputMode="RGB")
@@ -107,23 +107,23 @@ def _rgb(path: Path, image: Image.Image) -> Image.Image:
 
 def _check_frames(path: Path, image: Image.Image) -> None:
     count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format not in ("MPO", "JPEG"):  # there, others are for stereo or preview
+    if count > 1 and image.format not in ("MPO", "JPEG"):  # their others are stereo or previews
         raise Unusable(
             f"{path} holds {count} pictures: save the one that is meant as a file of its own"
         )
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode a picture as RGB, turned upright if its EXIF data say how.
+    """Decode a picture as RGB, and turn it upright if its EXIF data say how.
 
     Raises:
-        Unusable: If the file cannot be decoded, or holds several pictures or no known range.
+        Unusable: If it cannot be decoded, has a gap, several pictures, or an unknown range.
     """
     with reading(path, REMEDY):
         content = path.read_bytes()
         try:
             opened = Image.open(io.BytesIO(content))
-        except UnidentifiedImageError as error:  # it would name an address in memory
+        except UnidentifiedImageError as error:  # its message names an address in memory
             raise Unusable(f"{path} cannot be read (no known kind): {REMEDY}") from error
         with opened as image:
             _check_frames(path, image)
@@ -136,7 +136,7 @@ def read_upload(name: str, content: bytes) -> UInt8[np.ndarray, "height width 3"
     """Decode a picture that somebody has sent, as `read_image` does.
 
     Raises:
-        Unusable: If it is none, or has more than 40 megapixels.
+        Unusable: If it is no picture, or has more than 40 megapixels.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / (Path(name).name or "picture")
@@ -159,14 +159,14 @@ def read_upload(name: str, content: bytes) -> UInt8[np.ndarray, "height width 3"
 def fitted(
     pixels: UInt8[np.ndarray, "height width 3"], side: int, patch: int
 ) -> UInt8[np.ndarray, "new_h new_w 3"]:
-    """Scaled so that the longer side has about `side` pixels and both are whole patches."""
+    """Scale the longer side to about `side` pixels, and both sides to whole patches."""
     scale = side / max(pixels.shape[:2])
     height, width = (max(1, round(length * scale / patch)) * patch for length in pixels.shape[:2])
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _is_whole(path: Path, kind: str | None) -> bool:
-    """Whether the file ends as its format does; False where a format has no such end."""
+    """Return whether the file ends as its format has to; False if the format has no fixed end."""
     ending = ENDINGS.get(kind or "")
     if ending is None:
         return False
@@ -176,9 +176,9 @@ def _is_whole(path: Path, kind: str | None) -> bool:
 
 
 def picture_problem(path: Path, *, min_size: int = 1, thorough: bool = False) -> str | None:
-    """What is wrong with a picture, and what to do about it; None if nothing is.
+    """Say what is wrong with a picture and what to do about it; None if nothing is wrong.
 
-    Header and last bytes are looked at; the whole is decoded if that is not enough.
+    It looks at the header and the last bytes. If they do not suffice, it decodes the picture.
 
     Args:
         min_size: Smallest side, in pixels.
@@ -201,15 +201,15 @@ def picture_problem(path: Path, *, min_size: int = 1, thorough: bool = False) ->
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Height and width as `read_image` gives them, from the header."""
+    """Read height and width from the header; they are those that `read_image` gives."""
     with reading(path, REMEDY), Image.open(path) as image:
         width, height = image.size
-        turned = _orientation(image) in ON_ITS_SIDE and image.format != "TIFF"  # there, it is done
+        turned = _orientation(image) in ON_ITS_SIDE and image.format != "TIFF"  # Pillow did it
         return (width, height) if turned else (height, width)
 
 
 def read_mask(path: Path, class_count: int) -> UInt8[np.ndarray, "height width"]:
-    """Class ids, IGNORE_INDEX where void.
+    """Read class ids; IGNORE_INDEX is void.
 
     Raises:
         Unusable: If the mask is missing, unreadable, no map of ids, or holds an id of no class.
@@ -238,7 +238,7 @@ def read_mask(path: Path, class_count: int) -> UInt8[np.ndarray, "height width"]
 
 
 def write_mask(path: Path, mask: UInt8[np.ndarray, "height width"]) -> None:
-    """Write class ids as an indexed PNG with VOC's palette; whole, or not at all."""
+    """Write class ids as an indexed PNG with VOC's palette, whole or not at all."""
     image = Image.fromarray(mask, mode="P")
     image.putpalette([value for colour in COLORMAP for value in colour])
     with whole(path) as partial:
@@ -248,10 +248,10 @@ def write_mask(path: Path, mask: UInt8[np.ndarray, "height width"]) -> None:
 def squared(
     pixels: UInt8[np.ndarray, "height width *channel"], side: int, *, nearest: bool = False
 ) -> UInt8[np.ndarray, "side side *channel"]:
-    """A square of `side` pixels: scaled by the shorter side, and cut at the centre.
+    """Scale the shorter side to `side` pixels, and cut a square from the centre.
 
     Args:
-        nearest: For masks: class ids are never mixed.
+        nearest: For masks; it never mixes class ids.
     """
     height, width = pixels.shape[:2]
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR

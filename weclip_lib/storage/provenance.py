@@ -1,6 +1,6 @@
-"""Seeds and provenance: what has to be known to run something again.
+"""This module sets seeds and records what somebody needs to know to repeat a run.
 
-torch is imported where it is needed: whether a run is up to date is known without it.
+Only functions that need torch import it; the check for an up-to-date run works without it.
 """
 
 import ast
@@ -32,7 +32,7 @@ def seed_everything(seed: int) -> None:
 
 
 def outside_results(folder: Path) -> Path:
-    """The folder, resolved.
+    """Return the folder as a full path.
 
     Raises:
         ValueError: If it is inside results/, which only `make publish` writes.
@@ -44,7 +44,7 @@ def outside_results(folder: Path) -> Path:
 
 
 def tree_hash(*paths: Path) -> str:
-    """Hash of files, and of all Python files below folders, by relative name and content."""
+    """Return a hash of files, and of Python files below folders, by relative name and content."""
     total = sha256()
     for path in paths:
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
@@ -56,11 +56,11 @@ def tree_hash(*paths: Path) -> str:
 
 
 def _named(path: Path, name: str) -> Iterator[str]:
-    """What the imports of a file name, wherever in it they stand, in full.
+    """Yield the full names of all imports of a file, also of those within functions.
 
     Args:
-        path: Of the file.
-        name: Of its package.
+        path: The file.
+        name: Its package.
     """
     for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
         if isinstance(node, ast.Import):
@@ -72,10 +72,10 @@ def _named(path: Path, name: str) -> Iterator[str]:
 
 
 def needed_by(*modules: str, package: Path = PACKAGE) -> dict[str, Path]:
-    """Files of some modules of the library, and of all of it that they import, by full name.
+    """Return the files of some modules, and of all that they import of the library, by full name.
 
     Args:
-        modules: Without the library's name: `cache`.
+        modules: Names without the library's, such as `cache`.
         package: The library's folder.
 
     Raises:
@@ -85,7 +85,7 @@ def needed_by(*modules: str, package: Path = PACKAGE) -> dict[str, Path]:
     waiting = [f"{package.name}.{module}" for module in modules]
     while waiting:
         parts = waiting.pop().split(".")
-        for end in range(1, len(parts) + 1):  # importing a.b runs a, too
+        for end in range(1, len(parts) + 1):  # an import of a.b also runs a
             name = ".".join(parts[:end])
             place = package.parent.joinpath(*parts[:end])
             files = place.with_suffix(".py"), place / "__init__.py"
@@ -102,7 +102,7 @@ def needed_by(*modules: str, package: Path = PACKAGE) -> dict[str, Path]:
 
 @cache
 def source_hash(*modules: str, package: Path = PACKAGE) -> str:
-    """Hash of some modules and of all that they import: what a kept result was computed by."""
+    """Return a hash of some modules and their imports: the code that computed a kept result."""
     total = sha256()
     for name, path in needed_by(*modules, package=package).items():
         total.update(f"{name}\n".encode() + path.read_bytes())
@@ -110,7 +110,7 @@ def source_hash(*modules: str, package: Path = PACKAGE) -> str:
 
 
 def library_hash() -> str:
-    """Hash of the library's source and of MiniCLIP's weights."""
+    """Return a hash of the library's source and of MiniCLIP's weights."""
     return tree_hash(ROOT / "weclip_lib", *sorted((ROOT / "data" / "miniclip").iterdir()))
 
 
@@ -125,7 +125,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def provenance() -> dict:
-    """Commit, whether the tree is clean but for results/, versions, device, time."""
+    """Return commit, cleanness of the tree outside results/, hashes, versions, machine, time."""
     import torch
 
     changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")

@@ -1,6 +1,6 @@
-"""Weights in and out: safetensors, torch files, OpenAI's archives, and official WeCLIP names.
+"""This module reads and writes weights: safetensors, torch, OpenAI's archives, official names.
 
-Only tensors are read; no code of a file is run.
+It reads tensors alone, and runs no code of a file.
 """
 
 import json
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from weclip_lib.storage.archive import read_archive
 from weclip_lib.storage.files import Unusable, reading, whole
 
-# Names of an official WeCLIP checkpoint and ours; the number of a block stands for {}.
+# Each pair: the name in an official WeCLIP checkpoint, and ours; {} is the number of a block.
 OFFICIAL_NAMES = (
     ("decoder_fts_fuse.linears_modulelist.{}.proj.", "projections.{}.0."),
     ("decoder_fts_fuse.linears_modulelist.{}.proj_2.", "projections.{}.2."),
@@ -32,7 +32,7 @@ REMEDY = "it is damaged or of another kind; get it anew, or save its state dict 
 
 
 def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
-    """`name` with the first fitting prefix exchanged; None if none fits."""
+    """Exchange the first prefix that fits `name`; return None if none fits."""
     for old, new in pairs:
         found = re.match(re.escape(old).replace(r"\{\}", r"(\d+)"), name)
         if found:
@@ -41,29 +41,29 @@ def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
 
 
 def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names for the decoder's tensors of an official WeCLIP checkpoint.
+    """Give the decoder's tensors of an official WeCLIP checkpoint our names.
 
-    The frozen CLIP in it, and the `positional_embedding_new` that it picks up at every forward
-    pass, are left out. Source: official WeCLIP_model/model_attn_aff_voc.py; REFERENCE 4.
+    It leaves out the frozen CLIP, and the `positional_embedding_new` that CLIP gets at every
+    forward pass. Source: official WeCLIP_model/model_attn_aff_voc.py; REFERENCE 4.
     """
     names = {name: _renamed(name, OFFICIAL_NAMES) for name in state}
     return {ours: state[theirs] for theirs, ours in names.items() if ours}
 
 
 def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The official code's names for our decoder's tensors; its model loads them by strict=False."""
+    """Give our decoder's tensors the official names; that model loads them by strict=False."""
     pairs = [(ours, theirs) for theirs, ours in OFFICIAL_NAMES]
     return {_renamed(name, pairs): tensor for name, tensor in state.items()}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, a torch file or OpenAI's archive, whatever it is called.
+    """Read all tensors of a safetensors file, a torch file or OpenAI's archive, of any name.
 
-    A `state_dict` or `model` within is opened, and the `module.` of parallel training taken off.
+    It opens a `state_dict` or `model` within, and removes the `module.` of parallel training.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is damaged, or holds something else than tensors.
+        ValueError: If it is damaged, or does not hold tensors alone.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there")
@@ -82,7 +82,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _content(path: Path) -> object:
-    """What a file holds, by its first bytes."""
+    """Read what a file holds; its first bytes tell its kind."""
     with path.open("rb") as file:
         head = file.read(9)
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
@@ -96,22 +96,22 @@ def _content(path: Path) -> object:
                 raise ValueError("it claims to hold more than its size allows")
             if any(re.match(r"[^/]+/(constants\.pkl|code/)", name) for name in archive.namelist()):
                 return read_archive(path)
-            if broken := archive.testzip():  # torch itself does not look
+            if broken := archive.testzip():  # torch does not check
                 raise ValueError(f"{broken} in it is broken")
     elif not head.startswith(b"\x80"):
         raise ValueError("it is no file of safetensors or torch, or cut")
     try:
-        with path.open("rb") as file:  # by its path, torch would go by its ending
+        with path.open("rb") as file:  # given a path, torch would judge by its ending
             found = torch.load(file, map_location="cpu", weights_only=True)
             if not head.startswith(b"PK") and file.read(1):
                 raise ValueError("it goes on where it should end")
             return found
-    except UnpicklingError as error:  # its message advises to run what is in the file
+    except UnpicklingError as error:  # its message advises to run the file's code
         raise ValueError("it holds other things than tensors") from error
 
 
 def _sum(tensors: dict[str, Tensor]) -> str:
-    """Of all tensors, with their names."""
+    """Return the checksum of all tensors with their names."""
     found = sha256()
     for name in sorted(tensors):
         found.update(name.encode())
@@ -123,7 +123,7 @@ def load_official_decoder(decoder: nn.Module, path: Path) -> None:
     """Load the decoder of an official WeCLIP checkpoint.
 
     Raises:
-        ValueError: If it is none, or naming the first tensor that does not fit, by our name.
+        ValueError: If it is none, or a tensor does not fit; the message has our name of it.
     """
     state = from_official(read_tensors(path))
     if not state:
@@ -132,7 +132,7 @@ def load_official_decoder(decoder: nn.Module, path: Path) -> None:
 
 
 def save_official_decoder(decoder: nn.Module, path: Path) -> None:
-    """Write the decoder under the official code's names, for `torch.load` there."""
+    """Write the decoder under the official names; the official code reads it by `torch.load`."""
     with whole(path) as partial:
         torch.save(to_official(decoder.state_dict()), partial)
 
@@ -146,12 +146,12 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, note: dict) -> None:
 
 
 def save_weights(module: nn.Module, path: Path, note: dict) -> None:
-    """`save_tensors` of a module."""
+    """Write the tensors of a module by `save_tensors`."""
     save_tensors(module.state_dict(), path, note)
 
 
 def read_note(path: Path) -> dict:
-    """The JSON note of a file written by `save_tensors`; empty if there is none.
+    """Read the JSON note that `save_tensors` wrote in a file; empty if there is none.
 
     Raises:
         ValueError: If the file or the note is damaged.
@@ -170,10 +170,10 @@ def _note(path: Path) -> str:
 
 
 def load_weights(module: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Copy `state` into `module`; every tensor has to be there, and none may be left over.
+    """Copy `state` into `module`, which must have exactly the same tensors.
 
     Raises:
-        ValueError: Naming the first offending tensor, and what is wrong with it.
+        ValueError: If a tensor does not fit; the message names the first, and its fault.
     """
     expected = module.state_dict()
     for name, tensor in expected.items():

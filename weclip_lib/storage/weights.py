@@ -1,6 +1,6 @@
-"""Where a backbone's weights come from: a tag of open_clip, a file, a folder, or MiniCLIP.
+"""A backbone's weights come from a tag of open_clip, a file, a folder, or MiniCLIP.
 
-Nothing falls back in silence: without its weights there is no backbone.
+Nothing replaces missing weights: without its weights there is no backbone.
 """
 
 import json
@@ -20,22 +20,22 @@ from weclip_lib.storage.tensors import load_weights, read_tensors
 MINICLIP_FOLDER = Path(__file__).resolve().parents[2] / "data" / "miniclip"
 IN_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # names of open_clip
 MINICLIP_STATISTICS = ((0.5,) * 3, (64 / 255,) * 3)
-NOTHING_LOADED = "No pretrained weights loaded"  # a warning of open_clip; here, weights follow
+NOTHING_LOADED = "No pretrained weights loaded"  # a warning of open_clip; weights follow here
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std) by channel
 
 
 @cache
 def register_miniclip() -> None:
-    """Tell open_clip what MiniCLIP is, by the configuration that ships."""
+    """Register MiniCLIP with open_clip, by the configuration in the repository."""
     open_clip.add_model_config(MINICLIP_FOLDER / "MiniCLIP.json")
 
 
 def refusal(name: str) -> str | None:
-    """Why a model of open_clip cannot be a backbone here; None if it can.
+    """Say why a model of open_clip cannot be a backbone here; None if it can.
 
-    CAMs need a vision transformer with a class token whose last norm comes before pooling, in
-    open_clip's own implementation, since attention is read within its blocks.
+    CAMs need a vision transformer with a class token and its last norm before pooling. Attention
+    is read within the blocks, so the transformer has to be open_clip's own implementation.
     """
     register_miniclip()
     config = open_clip.get_model_config(name)
@@ -59,7 +59,7 @@ def refusal(name: str) -> str | None:
 
 
 def untrained(name: str) -> nn.Module:
-    """An open_clip model to load weights into, without the warning that it has none."""
+    """Return an open_clip model without weights, and hide the warning about them."""
     register_miniclip()
     logger = logging.getLogger()  # open_clip logs to the root
     logger.addFilter(_says_something)
@@ -74,11 +74,11 @@ def _says_something(record: logging.LogRecord) -> bool:
 
 
 def miniclip_weights() -> tuple[Path, frozenset[str]]:
-    """The weights that ship, checked, and the words of their training captions.
+    """Check the repository's weights; return their path and the words of their training captions.
 
     Raises:
-        FileNotFoundError: If they, or the card that describes them, are not there.
-        ValueError: If they are not the files that ship.
+        FileNotFoundError: If the weights, or the card that describes them, are not there.
+        ValueError: If the card cannot be read, or the weights are not those that it describes.
     """
     root, place = MINICLIP_FOLDER.parents[1], "/".join(MINICLIP_FOLDER.parts[-2:])
     remedy = f"restore it with `git checkout -- {place}` in {root}"
@@ -97,7 +97,7 @@ def miniclip_weights() -> tuple[Path, frozenset[str]]:
 
 
 def _other(name: str) -> str | None:
-    """The model of open_clip that differs in nothing but its activation, if there is one."""
+    """Return the model of open_clip that differs only in its activation; None if there is none."""
     wanted = open_clip.get_model_config(name)
     wanted["quick_gelu"] = not wanted.get("quick_gelu", False)
     for other in open_clip.list_models():
@@ -107,7 +107,7 @@ def _other(name: str) -> str | None:
 
 
 def _check_activation(name: str, source: str, *, quick: bool) -> None:
-    """Refuse weights of the other activation: their shapes fit, and every result is wrong."""
+    """Refuse weights of the other activation: their shapes fit, but every result is wrong."""
     if open_clip.get_model_config(name).get("quick_gelu", False) != quick:
         kinds = ("GELU", "QuickGELU")
         raise ValueError(
@@ -117,7 +117,7 @@ def _check_activation(name: str, source: str, *, quick: bool) -> None:
 
 
 def _from_file(name: str, path: Path) -> nn.Module:
-    """A model with the weights of a file, in the model's precision."""
+    """Return a model with the weights of a file, in the model's precision."""
     clip, state = untrained(name), read_tensors(path)
     given = {number: state.pop(number) for number in OPENAI_NUMBERS if number in state}
     here = (clip.visual.image_size[0], clip.context_length, clip.vocab_size)
@@ -134,7 +134,7 @@ def _from_file(name: str, path: Path) -> nn.Module:
 
 
 def _from_folder(name: str, folder: Path) -> tuple[nn.Module, Statistics | None]:
-    """Weights of a checkpoint folder of open_clip, and the statistics that its config names."""
+    """Return a model with the weights of a checkpoint folder, and the statistics of its config."""
     files = [folder / name for name in IN_FOLDER if (folder / name).exists()]
     if not files:
         raise FileNotFoundError(f"{folder} has none of {', '.join(IN_FOLDER)}")
@@ -164,7 +164,7 @@ def _statistics(mean: object, std: object) -> Statistics:
 
 
 def _by_tag(name: str, tag: str) -> nn.Module:
-    """Weights that open_clip fetches, or has fetched before."""
+    """Return a model with weights that open_clip fetches, or has fetched before."""
     tags, other = open_clip.list_pretrained_tags_by_model(name), _other(name)
     if tag not in tags and other and tag in open_clip.list_pretrained_tags_by_model(other):
         _check_activation(name, f"weights {tag!r}", quick=_quick(other, tag))
@@ -176,7 +176,7 @@ def _by_tag(name: str, tag: str) -> nn.Module:
     _check_activation(name, f"weights {tag!r}", quick=_quick(name, tag))
     try:
         return open_clip.create_model(name, pretrained=tag, require_pretrained=True)
-    except Exception as error:  # libraries of hubs raise their own, and wrap network errors
+    except Exception as error:  # hubs' libraries raise their own errors
         about = open_clip.get_pretrained_cfg(name, tag)
         hub = f"{IN_FOLDER[0]} of https://huggingface.co/{about.get('hf_hub', '').rstrip('/')}"
         where = " or ".join(
@@ -194,14 +194,14 @@ def _quick(name: str, tag: str) -> bool:
 
 
 def load_pretrained(name: str, weights: str | Path) -> tuple[nn.Module, Statistics]:
-    """An open_clip model with its weights, and the image statistics that it was trained with.
+    """Return an open_clip model with its weights, and the image statistics of its training.
 
     Args:
         weights: A tag of open_clip, a file, or a checkpoint folder of open_clip.
 
     Raises:
         ValueError: If the tag is unknown, or a file is not what it should be.
-        FileNotFoundError: If a file is not there, or cannot be fetched; the error says where from.
+        FileNotFoundError: If a file is missing, or cannot be fetched; the message says from where.
     """
     path, stated = Path(weights), None
     if path.is_dir():
