@@ -1,1 +1,1 @@
-"""Data sets: their layouts, their checks, and how they are fetched."""
+"""The package knows the layouts of data sets, checks data sets, and fetches them."""

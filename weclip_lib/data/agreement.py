@@ -1,8 +1,8 @@
-"""Masks held against their pictures and tags, before anything is learned from them or scored.
+"""This module compares masks with their pictures and tags, before training or scores use them.
 
-A mask can be read without an error and yet mean something else: 255 for "object", ids that are
-shifted, colours in another order, another picture's mask, one drawn on a picture that was not yet
-turned upright. What tags say is held against it, mask by mask.
+A mask can be read without an error and still be wrong: it has 255 for "object", shifted ids or
+colours in another order; it belongs to another picture, or was drawn before the picture was
+turned upright. So each mask is compared with the tags.
 """
 
 from collections.abc import Sequence, Set
@@ -19,26 +19,26 @@ from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.storage.files import Unusable, reading
 from weclip_lib.storage.pictures import ON_ITS_SIDE, ORIENTATION, UPRIGHT, picture_size, read_mask
 
-LIMIT = 0.25  # of a devkit's masks that may hold other classes than the annotations say
-MANY = 500  # masks from which a bar is shown
+LIMIT = 0.25  # the share of a devkit's masks that may disagree with the annotations
+MANY = 500  # for so many masks or more, a bar is shown
 CORRECT = "correct the mask or the tags, or remove the mask"
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What is wrong with masks."""
+    """The faults of masks."""
 
-    problems: list[str]  # that make scores or supervision wrong
-    remarks: list[str]  # to be looked at
+    problems: list[str]  # they make scores or supervision wrong
+    remarks: list[str]  # the user should look at them
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """One mask that was read: what is wrong with it, or the classes in it."""
+    """One mask that was read: its fault, or its classes."""
 
     problem: str = ""
     ids: frozenset[int] = frozenset()
-    mirrored: bool = False  # by EXIF data that leave the picture's sides as they are
+    mirrored: bool = False  # EXIF data mirror or turn the picture, and keep its size
 
 
 def _look(mask: Path, image: Path, class_count: int) -> _Seen:
@@ -75,7 +75,7 @@ def _disagreement(
     *,
     others_fit: bool,
 ) -> str:
-    """Masks that hold other classes than the tags, in a sentence about the first, and the cause."""
+    """Describe the first mask whose classes are not the tags, and name the cause."""
     known = [ids - {0, IGNORE_INDEX} for ids in found]
     many = f" ({len(masks)} such masks)" if len(masks) > 1 else ""
     about = (
@@ -104,12 +104,12 @@ def check_masks(
     *,
     strict: bool,
 ) -> Checked:
-    """Read masks, and hold each against its picture's size and tags.
+    """Read masks, and compare each with its picture's size and tags.
 
     Args:
         classes: Foreground, in the order of their ids.
-        strict: Whether every disagreement with the tags is a problem, as in one's own folder; in a
-            devkit a few are usual, and become a remark.
+        strict: Whether every disagreement with the tags is a problem, as in a user's own folder.
+            A devkit usually has a few; they become a remark.
     """
     with ThreadPoolExecutor() as pool:
         found = pool.map(partial(_look, class_count=1 + len(classes)), masks, images)

@@ -1,6 +1,6 @@
-"""Images with image-level labels; masks only for evaluation and full supervision.
+"""This module opens images with image-level labels; only scores and full supervision get masks.
 
-`LabelledImages` cannot open a mask: the weakly supervised trainer is given one of these.
+`LabelledImages` cannot open a mask; the weakly supervised trainer gets one of these.
 `MaskedImages` adds masks.
 """
 
@@ -31,22 +31,21 @@ DATA = Path(__file__).resolve().parents[2] / "data"
 class LabelledImages:
     """The pictures of a split with their image-level labels; layouts.py says where they lie.
 
-    Lists, and the header and end of every picture, are checked when it is made, before any long
-    work.
+    The constructor checks lists, and the header and end of every picture, before any long work.
 
     Args:
-        folder: Of the data set.
-        split: Its name.
+        folder: The data set's folder.
+        split: The split's name.
         labels: Class names.
         min_size: Smallest side a picture may have, in pixels: one patch.
-        limit: Only the first so many pictures; 0: all.
-        square: Show every picture, and mask, as a square of so many pixels (`pictures.squared`);
-            0: as they are.
-        skip_broken: Decode every picture at the start, leave out those that are not as they should
-            be, and keep what is wrong with them in `broken`.
+        limit: Use only the first so many pictures; 0: all.
+        square: Show every picture and mask as a square of so many pixels a side
+            (`pictures.squared`); 0: as they are.
+        skip_broken: Decode every picture at the start, leave out the broken ones, and keep their
+            faults in `broken`.
 
     Raises:
-        ValueError: Naming the first thing that is missing, unreadable or too small.
+        ValueError: If something is missing, unreadable or too small; the message names the first.
     """
 
     has_masks = False
@@ -94,7 +93,7 @@ class LabelledImages:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Hashes of all that training sees: names with tags, and the bytes of the files."""
+        """Return hashes of what training sees: names with tags, and the bytes of the files."""
         lists = "labels.csv" if is_own(self.folder) else f"{self.split}.txt and labels.csv"
         tags = repr((self.names, self.image_labels.tolist(), self.square))
         found = {f"names and tags ({lists})": sha256(tags.encode()).hexdigest()}
@@ -102,12 +101,12 @@ class LabelledImages:
         return found | ({"masks": _digest(self._masks)} if self.has_masks else {})
 
     def digest(self) -> str:
-        """One hash of them."""
+        """Return one hash of all `digests`."""
         return sha256(repr(self.digests).encode()).hexdigest()
 
 
 def _digest(paths: Sequence[Path]) -> str:
-    """Hash of files' bytes, in order."""
+    """Return a hash of the files' bytes, in order."""
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda path: sha256(path.read_bytes()).hexdigest(), paths)
         bar = tqdm(found, total=len(paths), desc="reading files", disable=len(paths) < MANY)
@@ -115,14 +114,14 @@ def _digest(paths: Sequence[Path]) -> str:
 
 
 class MaskedImages(LabelledImages):
-    """The same with masks, for scores and for the fully supervised trainer.
+    """`LabelledImages` with masks, for scores and for the fully supervised trainer.
 
-    Every mask is read when it is made, and held against its picture's size and tags.
+    The constructor reads every mask, and compares it with its picture's size and tags.
 
     Raises:
-        ValueError: Naming the first mask that is missing, unreadable, of another size, or with
-            other classes than its picture's tags; in a devkit, where a few disagree, they are
-            only told.
+        ValueError: If a mask is missing, unreadable, of another size, or has other classes than
+            its picture's tags; the message names the first. If only a few masks of a devkit
+            disagree with the tags, they are only reported.
     """
 
     has_masks = True
@@ -139,7 +138,7 @@ class MaskedImages(LabelledImages):
             tqdm.write(remark, file=sys.stderr)
 
     def mask(self, index: int) -> UInt8[np.ndarray, "height width"]:
-        """Class ids of picture `index`, IGNORE_INDEX where void."""
+        """Read the class ids of picture `index`; IGNORE_INDEX is void."""
         mask = read_mask(self._masks[index], self.labels.class_count)
         return squared(mask, self.square, nearest=True) if self.square else mask
 
@@ -148,7 +147,7 @@ def normalise(
     images: Sequence[UInt8[np.ndarray, "height width 3"]],
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Stack pictures of one size and scale them by per-channel (mean, std) in [0, 1]."""
+    """Stack pictures of one size, and scale each channel by its (mean, std) in [0, 1]."""
     return normalise_pixels(torch.from_numpy(np.stack(images)), statistics)
 
 
@@ -156,7 +155,7 @@ def normalise_pixels(
     pixels: UInt8[Tensor, "batch height width 3"],
     statistics: tuple[tuple[float, ...], tuple[float, ...]],
 ) -> Float[Tensor, "batch 3 height width"]:
-    """The same, of stacked pictures, on their device."""
+    """Scale stacked pictures as `normalise` does, on their device."""
     mean, std = (torch.tensor(values)[:, None, None] * 255 for values in statistics)
     channels = pixels.permute(0, 3, 1, 2).float()
     return ((channels - mean.to(pixels.device)) / std.to(pixels.device)).contiguous()
@@ -169,11 +168,11 @@ def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def open_profile(name: str, data_dir: str = "", weights: str = "") -> tuple[Profile, Path]:
-    """A profile and the folder of its pictures; one's own folder brings its classes along.
+    """Return a profile and the folder of its pictures; a user's own folder names the classes.
 
     Args:
-        data_dir: Where the pictures are; empty: data/<profile>.
-        weights: Of the backbone, a tag or a file; empty: the profile's.
+        data_dir: Where the pictures are; empty: as in `data_folder`.
+        weights: A tag or a file for the backbone; empty: the profile's.
 
     Raises:
         ValueError: If there is no such profile, or its pictures are not there.
@@ -188,13 +187,13 @@ def open_profile(name: str, data_dir: str = "", weights: str = "") -> tuple[Prof
 
 
 def data_folder(profile: Profile, data_dir: str = "") -> Path:
-    """The folder of a profile's pictures; MiniVOC is drawn there first if need be.
+    """Return the folder of a profile's pictures; draw MiniVOC there first if necessary.
 
     Args:
-        data_dir: Where the user keeps the data set; default data/<profile>.
+        data_dir: Where the pictures are; empty: data/<profile>, or data/minivoc-<profile>.
 
     Raises:
-        ValueError: If pictures that cannot be drawn are not there.
+        ValueError: If pictures are missing that this library cannot draw.
     """
     if any(profile.drawn):
         folder = Path(data_dir) if data_dir else DATA / f"minivoc-{profile.name}"

@@ -1,4 +1,4 @@
-"""What is there of a data set, what is missing, and everything that is wrong with it, at once."""
+"""This module reports, in one run, what a data set has, what it lacks, and what is wrong."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ from weclip_lib.data.profiles import get_profile
 from weclip_lib.labels import LabelSet
 from weclip_lib.storage.pictures import picture_problem
 
-EXPECTED = {  # pictures a split, where everybody has the same
+EXPECTED = {  # pictures a split, in the published data sets
     "VOC 2012": {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10_582},
     "COCO 2014": {"train": 82_783, "val": 40_504},
 }
@@ -35,21 +35,21 @@ REMEDIES = {
 
 @dataclass
 class Report:
-    """Of `examine`."""
+    """The result of `examine`."""
 
     splits: list[str] = field(default_factory=list)  # a line each: pictures, masks, classes
     problems: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)  # to be looked at; nothing is wrong by them
+    remarks: list[str] = field(default_factory=list)  # to look at; these are no faults
 
     def text(self) -> str:
-        """To be read."""
+        """Return the report as text for the user."""
         found = [f"- {problem}" for problem in self.problems]
         remarks = [f"- remark: {remark}" for remark in self.remarks]
         problems = [f"{len(found) or 'No'} problem{'s' * (len(found) != 1)} found", *found]
         return "\n".join([*self.splits, *problems, *remarks])
 
     def tell(self) -> None:
-        """Print it; a command ends with status 1 if something is wrong."""
+        """Print the report; end the command with status 1 if something is wrong."""
         sys.stdout.write(f"{self.text()}\n")
         if self.problems:
             raise SystemExit(1)
@@ -59,7 +59,7 @@ def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
     """Read all lists, decode all pictures and masks, and collect what is wrong.
 
     Args:
-        min_size: Smallest side of a picture in pixels: one patch.
+        min_size: Smallest side of a picture, in pixels: one patch.
     """
     report = Report()
     if not folder.is_dir():
@@ -70,7 +70,7 @@ def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
     splits, known = splits_of(folder), set()
 
     def note(problem: str) -> None:
-        """Once, though several splits may meet it."""
+        """Add a problem once, though several splits may have it."""
         if problem not in known:
             known.add(problem)
             report.problems.append(problem)
@@ -111,10 +111,10 @@ def examine(folder: Path, labels: LabelSet, *, min_size: int = 1) -> Report:
 
 
 def run(chosen: Doctor) -> None:
-    """`weclip doctor`.
+    """Run `weclip doctor`.
 
     Raises:
-        ValueError: If the folder is none, with all that is wrong before that.
+        ValueError: If a fault ends the check; the message adds the faults in the classes.
     """
     folder, words = data_root(chosen.folder), []
     try:

@@ -1,6 +1,6 @@
-"""Fetch VOC 2012, SBD and COCO-2014: resumable, verified, safely unpacked. `make data DATASET=voc`.
+"""Fetch, verify and safely unpack VOC 2012, SBD and COCO-2014, as `make data DATASET=voc` does.
 
-Archives or unpacked folders that are there already are taken instead with `--archive`.
+A download that was cut off goes on. `--archive` takes an archive or unpacked folder instead.
 """
 
 import errno
@@ -30,7 +30,7 @@ from weclip_lib.storage.files import Unusable, check_writable, only_one, reading
 from weclip_lib.storage.provenance import ROOT
 
 CHUNK = 1 << 20
-TRIES = 5  # of a download that is cut off, each from where it was
+TRIES = 5  # of a download; each goes on where the last was cut off
 WAIT = 1.0  # seconds, doubled with each try
 TIMEOUT = 60  # seconds without a byte
 SPEED = 10e6  # bytes a second that the estimate assumes
@@ -41,19 +41,19 @@ BY_HAND = "nothing was unpacked; unpack it yourself, and give the folder with --
 
 @dataclass(frozen=True)
 class Archive:
-    """A file on a server. Where no checksum is published, size and a full reading verify it."""
+    """A file on a server. If no checksum is published, size and a full reading verify it."""
 
     url: str
     size: int  # bytes
     md5: str = ""
-    only: tuple[str, ...] = ()  # of what is in it, what begins so is unpacked; all by default
+    only: tuple[str, ...] = ()  # only names that begin so are unpacked; all by default
 
     @property
     def name(self) -> str:
         return self.url.rpartition("/")[2]
 
 
-# Checksums: torchvision.datasets (voc.py, sbd.py). Sizes: as the servers tell them.
+# Checksums: torchvision.datasets (voc.py, sbd.py). Sizes: the servers' answers.
 ARCHIVES = {
     "voc": (
         Archive(
@@ -84,11 +84,11 @@ ARCHIVES = {
 
 
 def fetch(archive: Archive, path: Path) -> None:
-    """Download to `path`, going on where an earlier try was cut off; it is verified at the end.
+    """Download to `path` and verify it; go on where an earlier try was cut off.
 
     Raises:
         ValueError: If the server does not give the file, or gives another one, or if another
-            process fetches it already.
+            process already fetches it.
     """
     partial = path.with_name(path.name + ".part")
     with only_one(partial):
@@ -101,13 +101,13 @@ def fetch(archive: Archive, path: Path) -> None:
         try:
             verify(archive, partial, "it was removed: start again, or give the file with --archive")
         except ValueError:
-            partial.unlink()  # going on from wrong bytes would never come right
+            partial.unlink()  # more bytes after wrong ones would not help
             raise
         partial.replace(path)
 
 
 def _fetch_part(archive: Archive, partial: Path) -> None:
-    """All that is missing, in several tries."""
+    """Fetch all that is missing, in several tries."""
     for attempt in range(1, TRIES + 1):
         there = partial.stat().st_size if partial.exists() else 0
         if there >= archive.size:
@@ -129,7 +129,7 @@ def _fetch_part(archive: Archive, partial: Path) -> None:
 
 
 def _continue(archive: Archive, partial: Path, there: int) -> None:
-    """Append what is missing."""
+    """Append what is missing, or start again if the server cannot go on."""
     request = urllib.request.Request(archive.url)
     if there:
         request.add_header("Range", f"bytes={there}-")
@@ -150,7 +150,7 @@ def _continue(archive: Archive, partial: Path, there: int) -> None:
 
 
 def verify(archive: Archive, path: Path, remedy: str = "remove it and start again") -> None:
-    """Check size, and checksum or else every byte of the archive.
+    """Check the size, and then the checksum or, without one, every byte of the archive.
 
     Args:
         remedy: What the user can do if it is another file.
@@ -188,16 +188,16 @@ class _Entry:
     name: str
     size: int
     is_file: bool
-    is_plain: bool  # a file or a folder, and no link or device
+    is_plain: bool  # a file or a folder, no link or device
     handle: tarfile.TarInfo | zipfile.ZipInfo
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[list[_Entry], object]]:
-    """Entries of a tar or zip file, and the open file.
+    """Give the entries of a tar or zip file, and the open file.
 
     Raises:
-        Unusable: If it is neither, cut off or damaged.
+        Unusable: If it is neither a tar nor a zip file, cut off, or damaged.
     """
     with ExitStack() as stack:
         with reading(path, AGAIN):
@@ -229,7 +229,7 @@ def _opened(path: Path) -> Iterator[tuple[list[_Entry], object]]:
 
 
 def _check_end(path: Path, file: tarfile.TarFile) -> None:
-    """A tar file ends with a block of zeros and nothing behind it; tarfile stops at any other, too.
+    """Check that a tar file ends with zeros alone; tarfile stops silently at a damaged block.
 
     Raises:
         Unusable: If it is cut off between two entries, or damaged where an entry begins.
@@ -243,10 +243,10 @@ def _check_end(path: Path, file: tarfile.TarFile) -> None:
 
 
 def _content(path: Path, file: object, entry: _Entry) -> Iterator[bytes]:
-    """What an entry holds, in chunks.
+    """Yield what an entry holds, in chunks.
 
     Raises:
-        Unusable: If it is damaged, or not as long as the archive says.
+        Unusable: If it is damaged, or its length is not what the archive says.
     """
     with reading(path, f"it is damaged at {entry.name!r}; {AGAIN}"):
         is_zip = isinstance(file, zipfile.ZipFile)
@@ -260,10 +260,10 @@ def _content(path: Path, file: object, entry: _Entry) -> Iterator[bytes]:
 
 
 def _places(path: Path, entries: Sequence[_Entry], only: Sequence[str]) -> dict[str, _Entry]:
-    """Files that are wanted, by their path in the folder they will be unpacked to.
+    """Return the wanted files, by their path in the folder where they will be unpacked.
 
     Raises:
-        Unusable: If an entry would leave the folder, is a link, or meets another one.
+        Unusable: If no file is wanted, or an entry leaves the folder, is a link, or meets another.
     """
     found: dict[str, _Entry] = {}
     above: set[str] = set()
@@ -292,20 +292,20 @@ def _places(path: Path, entries: Sequence[_Entry], only: Sequence[str]) -> dict[
 
 
 def _alike(name: str) -> str:
-    """What names have in common that are one to some file systems."""
+    """Return one key for all names that some file systems take for one."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def extract(path: Path, folder: Path, *, only: Sequence[str] = ()) -> None:
-    """Unpack a tar or zip file; files that are there in full size are kept, and none is replaced.
+    """Unpack a tar or zip file; keep files that are there in full size, and replace none.
 
     Args:
-        only: Beginnings of names; all by default.
+        only: Beginnings of the wanted names; all by default.
 
     Raises:
         ValueError: If an entry lies outside of `folder`, is a link, or would take the place of
-            another file, or if the disk has not enough room; nothing is unpacked then. Or if the
-            archive is damaged; what was unpacked before is whole.
+            another file, or if the disk lacks room; then nothing is unpacked. Also if the archive
+            is damaged; then each file that was already unpacked is whole.
     """
     with _opened(path) as (entries, file):
         missing, clashes = {}, []
@@ -331,17 +331,17 @@ def extract(path: Path, folder: Path, *, only: Sequence[str] = ()) -> None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether something has that name; a link that leads nowhere has it, too."""
+    """Return whether something has that name, even a link that leads nowhere."""
     return path.exists() or path.is_symlink()
 
 
 def _nearest(path: Path) -> Path:
-    """The first that is there of a path and the folders above it."""
+    """Return the path, or the nearest folder above it, that exists."""
     return next(p for p in (path.absolute(), *path.absolute().parents) if _is_there(p))
 
 
 def _check_room(folder: Path, needed: int, what: str) -> int:
-    """Bytes that are free.
+    """Return how many bytes are free.
 
     Raises:
         ValueError: If they are fewer than needed.
@@ -356,7 +356,7 @@ def _check_room(folder: Path, needed: int, what: str) -> int:
 
 
 def estimate(archives: Sequence[Archive], folder: Path) -> str:
-    """What fetching will take, in words.
+    """Say how much time and disk the download needs.
 
     Raises:
         ValueError: If the disk has not enough room.
@@ -365,7 +365,7 @@ def estimate(archives: Sequence[Archive], folder: Path) -> str:
     parts = [folder / f"{a.name}.part" for a in missing]
     size = sum(a.size for a in missing)
     come = min(size, sum(part.stat().st_size for part in parts if part.exists()))
-    needed = 2 * size - come  # what is in an archive that is there is counted when it is unpacked
+    needed = 2 * size - come  # `extract` counts what is in archives that are there
     free = _check_room(folder, needed, "all of it, packed and unpacked,")
     return (
         f"{(size - come) / 1e9:.1f} GB to fetch (about {(size - come) / SPEED / 60:.0f} minutes at "
@@ -374,7 +374,7 @@ def estimate(archives: Sequence[Archive], folder: Path) -> str:
 
 
 def obtain(archives: Sequence[Archive], folder: Path, given: Sequence[Path]) -> None:
-    """Fetch and unpack into `folder`, or unpack given archives there.
+    """Fetch archives and unpack them into `folder`, or unpack given ones there.
 
     Raises:
         ValueError: If something cannot be fetched, verified or unpacked.
@@ -394,7 +394,7 @@ def obtain(archives: Sequence[Archive], folder: Path, given: Sequence[Path]) -> 
 
 
 def run(chosen: Download) -> None:
-    """`weclip download`.
+    """Run `weclip download`.
 
     Raises:
         ValueError: If something cannot be fetched, verified, unpacked or read.
@@ -414,7 +414,7 @@ def run(chosen: Download) -> None:
 
 
 def prepare(chosen: Prepare) -> None:
-    """`weclip prepare`.
+    """Run `weclip prepare`.
 
     Raises:
         ValueError: If the folder cannot be written, or its data set cannot be read.
@@ -437,5 +437,5 @@ def _profile(dataset: str) -> Profile:
 
 
 def default_folder(dataset: str) -> Path:
-    """Where a data set is kept: data/voc, with SBD in it, or data/coco."""
+    """Return where a data set is kept: data/voc, also for SBD, or data/coco."""
     return ROOT / "data" / _profile(dataset).name

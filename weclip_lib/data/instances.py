@@ -1,8 +1,8 @@
-"""COCO's instances in JSON: read with everything in it checked, and painted as maps of class ids.
+"""This module reads and checks COCO's instances in JSON, and paints them as maps of class ids.
 
-pycocotools draws polygons. It takes much that is wrong without a word: four numbers for a box, an
-odd count of numbers, run lengths that end too early, whose other pixels are then whatever lay in
-memory. So all of it is checked here first.
+pycocotools draws polygons. It accepts much wrong input in silence: it takes four numbers for a box,
+and an odd count of numbers. If run lengths end too early, it fills the other pixels with whatever
+lay in memory. So this module checks everything first.
 """
 
 import json
@@ -21,20 +21,20 @@ from weclip_lib.storage.files import Unusable, in_a_line, reading
 from weclip_lib.storage.lists import read_text
 
 JSON_AGAIN = "remove it and unpack annotations_trainval2014.zip again"
-MOST_SIDE = 65_535  # pixels: a JPEG has no more
+MOST_SIDE = 65_535  # pixels: no JPEG has more
 
 
 def _polygons(outline: list, shape: tuple[int, int]) -> list[np.ndarray]:
-    """Polygons as COCO lists them, x and y in turn; pycocotools would take anything for one.
+    """Return polygons as COCO lists them, x and y in turn; pycocotools would not check them.
 
     Raises:
-        ValueError: If one has fewer than three points, or lies outside of the picture.
+        ValueError: If one is no list of numbers, has fewer than three points, or lies far outside.
     """
     if not outline:
         raise ValueError("an empty segmentation")
     found = []
     for polygon in outline:
-        points = np.asarray(polygon)  # of unequal lists it makes none, and raises ValueError
+        points = np.asarray(polygon)  # raises ValueError for lists of unequal length
         if points.ndim != 1 or points.dtype.kind not in "iuf" or not np.isfinite(points).all():
             raise ValueError("a polygon that is no list of numbers")
         if points.size < 6 or points.size % 2:
@@ -49,7 +49,7 @@ def _polygons(outline: list, shape: tuple[int, int]) -> list[np.ndarray]:
 
 
 def _unpacked(counts: str | bytes) -> list[int]:
-    """Run lengths from COCO's compressed form: 5 bits a character, from the third as differences.
+    """Decode run lengths, 5 bits a character; the fourth and later add to the last but one.
 
     Source: pycocotools, rleFrString in common/maskApi.c; its decoder does not check their sum.
     """
@@ -61,7 +61,7 @@ def _unpacked(counts: str | bytes) -> list[int]:
             raise ValueError("run lengths that are damaged")
         value |= (bits & 31) << shift
         shift += 5
-        if not bits & 32:  # the last character of a number; its highest bit is the sign
+        if not bits & 32:  # the last character of a number: its highest bit is the sign
             value -= (bits & 16) << shift - 4
             found.append(value + (found[-2] if len(found) > 2 else 0))
             value = shift = 0
@@ -69,10 +69,10 @@ def _unpacked(counts: str | bytes) -> list[int]:
 
 
 def _runs(outline: object, shape: tuple[int, int]) -> list[int]:
-    """Lengths of runs of pixels outside and inside in turn, down the columns.
+    """Return the lengths of runs of pixels, outside and inside in turn, down the columns.
 
     Raises:
-        ValueError: If they are of another picture.
+        ValueError: If they are damaged, or belong to another picture.
     """
     size, counts = (outline.get(k) if isinstance(outline, dict) else 0 for k in ("size", "counts"))
     if not isinstance(counts, (list, str, bytes)):
@@ -86,7 +86,7 @@ def _runs(outline: object, shape: tuple[int, int]) -> list[int]:
 
 
 def _inside(outline: object, shape: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """Where an object is."""
+    """Return which pixels an object covers."""
     if isinstance(outline, list):
         coder = load_pycocotools()
         code = coder.merge(coder.frPyObjects(_polygons(outline, shape), *shape))
@@ -96,10 +96,10 @@ def _inside(outline: object, shape: tuple[int, int]) -> Bool[np.ndarray, "height
 
 
 def load_pycocotools() -> ModuleType:
-    """Its module for masks, which draws polygons.
+    """Return pycocotools' module for masks, which draws polygons.
 
     Raises:
-        ValueError: If it is not installed.
+        ValueError: If pycocotools cannot be imported.
     """
     try:
         from pycocotools import mask
@@ -114,12 +114,12 @@ def load_pycocotools() -> ModuleType:
 def paint(
     shape: tuple[int, int], annotations: Sequence[dict], ids: Mapping[int, int]
 ) -> UInt8[np.ndarray, "height width"]:
-    """One map of class ids from COCO's annotations; the smaller object lies in front.
+    """Paint one map of class ids from COCO's annotations; the smaller object lies in front.
 
-    Of objects with equal areas, the later one does.
+    Of two objects with equal areas, the later one lies in front.
 
     Args:
-        annotations: Of one picture: `segmentation`, `area`, `category_id`; crowds included.
+        annotations: `segmentation`, `area`, `category_id` of one picture's objects and crowds.
         ids: Class ids by category.
 
     Raises:
@@ -133,7 +133,7 @@ def paint(
 
 @dataclass(frozen=True)
 class Instances:
-    """What one of COCO's annotation files says; pictures and categories by their number."""
+    """The content of one of COCO's annotation files, by the number of a picture or category."""
 
     names: dict[int, str]
     shapes: dict[int, tuple[int, int]]
@@ -145,7 +145,7 @@ class Instances:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON, whose keys come once."""
+    """Return an object of JSON; refuse a key that comes twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -185,10 +185,10 @@ def _check_annotation(about: dict, found: Instances) -> None:
 
 
 def read_instances(path: Path, place: str) -> Instances:
-    """One of COCO's annotation files, with all that is in it checked.
+    """Read one of COCO's annotation files, and check everything in it.
 
     Raises:
-        Unusable: Naming the first picture or annotation that cannot be used.
+        Unusable: If something in it cannot be used; the message names the first such thing.
     """
     with reading(path, JSON_AGAIN):
         content = json.loads(read_text(path), object_pairs_hook=_once)

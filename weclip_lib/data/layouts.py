@@ -1,7 +1,7 @@
-"""Where pictures, tags and masks lie: in VOC's layout (COCO's too, once prepared), or one's own.
+"""This module finds pictures, tags and masks, in VOC's layout or in a user's own folder.
 
-A folder with `images/` and `labels.csv` is one's own; any other is in VOC's layout. Masks are
-looked for only when somebody asks for them.
+A folder with `images/` and without `ImageSets/` is a user's own. Any other is in VOC's layout, as
+prepared COCO is. Masks are looked for only on request, or for the split `masked`.
 """
 
 import difflib
@@ -27,12 +27,12 @@ from weclip_lib.storage.lists import (
 )
 from weclip_lib.storage.pictures import SUFFIXES, pictures_below
 
-MASKED = "masked"  # split of one's own folder: all pictures that have a mask
+MASKED = "masked"  # split of a user's own folder: all pictures with a mask
 VOC_PLACES = (".", "VOCdevkit/VOC2012", "VOC2012", "TrainVal/VOCdevkit/VOC2012")
 SBD_PLACES = (".", "dataset", "benchmark_RELEASE/dataset")
 VOC_HEADER = ("name", "labels")
 OWN_HEADER = ("file", "tags")
-NOTES = (".csv", ".txt", ".md", ".json")  # may lie beside masks
+NOTES = (".csv", ".txt", ".md", ".json")  # they may lie beside masks
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Listing:
     names: list[str]
     images: list[Path]
     tags: list[tuple[str, ...]]
-    masks: list[Path]  # where a mask belongs; not all have to be there
+    masks: list[Path]  # where masks belong; some may be missing
 
 
 def find_place(folder: Path, places: Sequence[str], sign: str) -> Path:
-    """Where in a folder an archive was unpacked, by something that has to be there.
+    """Return the place in a folder where an archive was unpacked; `sign` has to lie in it.
 
     Raises:
-        ValueError: If it is nowhere.
+        ValueError: If no place has it.
     """
     for place in places:
         if (folder / place / sign).exists():
@@ -58,13 +58,13 @@ def find_place(folder: Path, places: Sequence[str], sign: str) -> Path:
 
 
 def data_root(folder: Path) -> Path:
-    """The devkit in a folder that VOC's archive was unpacked to; any other folder as it is."""
+    """Return the devkit in a folder with VOC's unpacked archive; any other folder as it is."""
     found = [place for place in VOC_PLACES if (folder / place / "JPEGImages").is_dir()]
     return folder / found[0] if found else folder
 
 
 def is_own(folder: Path) -> bool:
-    """Whether the folder is one's own and not in VOC's layout."""
+    """Return whether the folder is a user's own and not in VOC's layout."""
     return (folder / "images").is_dir() and not (folder / "ImageSets").is_dir()
 
 
@@ -78,10 +78,10 @@ def _unknown_class(tag: str, classes: Sequence[str]) -> str:
 def _tagged(
     rows: Iterable[dict], key: str, field: str, classes: Sequence[str] | None, report: Report
 ) -> dict[str, tuple[str, ...]]:
-    """Tags by name; names that come twice, and tags that are no class, are reported.
+    """Return tags by name; report names that come twice, and tags that are no class.
 
     Args:
-        classes: That there are; None: every tag is one, if it can be one.
+        classes: All classes; None: every tag that can be a class is one.
     """
     known = None if classes is None else set(classes)
     found: dict[str, tuple[str, ...]] = {}
@@ -108,7 +108,7 @@ def _tagged(
 def _absent(
     names: Sequence[str], there: Collection[str], folder: Path, table: Path, report: Report
 ) -> None:
-    """Report pictures that a table names and that are not there."""
+    """Report the pictures of a table that are missing."""
     if names:
         meant = names[0].replace("\\", "/")
         ends = {PurePosixPath(meant).name.casefold(), PurePosixPath(meant).stem.casefold()}
@@ -126,7 +126,7 @@ def _absent(
 def _voc(
     folder: Path, split: str, classes: Sequence[str], report: Report, with_masks: bool
 ) -> Listing:
-    """VOC's layout: pictures in JPEGImages, or in the folder itself as COCO has them."""
+    """List VOC's layout: pictures lie in JPEGImages, or in train2014/ and val2014/ for COCO."""
     listing = folder / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not listing.exists():
         found = sorted(path.stem for path in listing.parent.glob("[!.]*.txt"))
@@ -135,7 +135,7 @@ def _voc(
     tags = _tagged(read_rows(table, VOC_HEADER, report=report), *VOC_HEADER, classes, report)
     if root.is_dir():
         there = files_below(root)
-    else:  # of COCO: train2014/ and val2014/
+    else:  # COCO has train2014/ and val2014/
         root, places = folder, {PurePosixPath(name).parts[0] for name in tags if "/" in name}
         there = {
             f"{place}/{name}": path
@@ -162,7 +162,7 @@ def _voc(
     if with_masks:
         devkit, augmented = (folder / n for n in ("SegmentationClass", "SegmentationClassAug"))
         own, added = (set(files_below(place)) for place in (devkit, augmented))
-        added -= own  # where both have a mask, the devkit's own counts
+        added -= own  # if both have a mask, the devkit's counts
         masks = [(augmented if f"{n}.png" in added else devkit) / f"{n}.png" for n in names]
     return Listing(names, [images[name] for name in names], [tags[name] for name in names], masks)
 
@@ -170,7 +170,7 @@ def _voc(
 def _own(
     folder: Path, split: str, classes: Sequence[str] | None, report: Report, with_masks: bool
 ) -> Listing:
-    """One's own: images/, labels.csv with file, tags and perhaps split; masks/ if there are any."""
+    """List a user's own folder: images/, labels.csv (file, tags, perhaps split), perhaps masks/."""
     table, pictures = folder / "labels.csv", folder / "images"
     rows = list(read_rows(table, OWN_HEADER, ("split",), report))
     tags = _tagged(rows, *OWN_HEADER, classes, report)
@@ -229,20 +229,20 @@ def read_listing(
     *,
     with_masks: bool = False,
 ) -> Listing:
-    """The pictures of a split; of those that are reported, what can be used.
+    """List the pictures of a split; leave out what cannot be used and is reported.
 
     Args:
-        report: Called with every problem of the lists; by default, the first one is raised.
+        report: Gets every problem of the lists; by default, it raises the first one.
         with_masks: Whether masks are looked for.
 
     Raises:
-        ValueError: Naming the first problem, or if there is no such split.
+        ValueError: If there is a problem, or no such split; the message names the first problem.
     """
     return (_own if is_own(folder) else _voc)(folder, split, classes, report, with_masks)
 
 
 def without_row(folder: Path) -> list[str]:
-    """What lies in the pictures' place of one's own folder and is not used, in words."""
+    """Say which files in images/ of a user's own folder are not used."""
     images, left_out = pictures_below(folder / "images")
     rows = read_rows(folder / "labels.csv", OWN_HEADER, ("split",), lambda _: None)
     bare = sorted(set(images) - {unicodedata.normalize("NFC", row["file"]) for row in rows})
@@ -251,7 +251,7 @@ def without_row(folder: Path) -> list[str]:
 
 
 def splits_of(folder: Path) -> list[str]:
-    """The splits that a folder's lists name."""
+    """Return the splits that a folder's lists name, and `masked` if there is masks/."""
     if not is_own(folder):
         lists = folder / "ImageSets" / "Segmentation"
         return sorted(path.stem for path in lists.glob("[!.]*.txt"))
@@ -261,17 +261,17 @@ def splits_of(folder: Path) -> list[str]:
 
 
 def own_labels(folder: Path, report: Report = refuse) -> LabelSet:
-    """Classes of one's own folder, and what they are prompted by.
+    """Return the classes of a user's own folder, and their prompts.
 
-    `classes.csv` (class, prompt; the prompt may be empty) names them in order; without it, they
-    are all tags of labels.csv in the order of the alphabet. Background prompts are VOC's, or the
-    lines of `backgrounds.txt`, without those that are a class.
+    `classes.csv` (class, prompt; the prompt may be empty) names them in order. Without it, they
+    are all tags of labels.csv, sorted. Background prompts are VOC's or the lines of
+    `backgrounds.txt`, without those that are a class.
 
     Args:
-        report: Called with every problem; by default, the first one is raised.
+        report: Gets every problem; by default, it raises the first one.
 
     Raises:
-        ValueError: Naming a word that cannot be a class, or if there is none.
+        ValueError: If a word cannot be a class, or there are no classes or background prompts.
     """
     table = folder / "classes.csv"
     prompts: dict[str, str] = {}

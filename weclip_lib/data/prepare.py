@@ -1,8 +1,8 @@
 """Make the devkits of VOC 2012, SBD and COCO-2014 readable by `layouts`, without copying pictures.
 
-What is written lies beside the devkit's own files: `labels.csv`, split lists, and masks where the
-devkit has none as pictures. Whatever is there already is kept, so that a second run goes on. Lists
-are written last, and only if everything that they rest on could be read.
+New files lie beside the devkit's own: `labels.csv`, split lists, and masks if the devkit has none
+as pictures. Files that are there already are kept, so a second run goes on. Lists are written last,
+and only if all their sources could be read.
 """
 
 import csv
@@ -30,16 +30,16 @@ from weclip_lib.storage.pictures import picture_size, read_mask, write_mask
 
 COCO_SPLITS = {"train": "train2014", "val": "val2014"}
 AGAIN = "remove it and unpack SBD again"
-AT_ONCE = 4  # masks that a process is given at a time: so few are finished after a failure
+AT_ONCE = 4  # masks that a process gets at a time; few, so that a failure ends all soon
 
 
 def _says_nothing(path: Path, header: str = "") -> bool:
-    """Whether a list is not there, or empty; older versions left tables of a header alone."""
+    """Return whether a list is missing or empty; older versions left tables with only a header."""
     return not path.exists() or read_text(path).strip() in ("", header)
 
 
 def _write_labels(folder: Path, tags: Mapping[str, Iterable[str]], classes: Sequence[str]) -> None:
-    """labels.csv: a picture's classes in the order of their ids."""
+    """Write labels.csv, with a picture's classes in the order of their ids."""
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(VOC_HEADER)
@@ -50,13 +50,13 @@ def _write_labels(folder: Path, tags: Mapping[str, Iterable[str]], classes: Sequ
 
 
 def _write_names(path: Path, names: Iterable[str]) -> None:
-    """A list of names, one a line; one that is there stays, unless it is empty."""
+    """Write a list of names, one a line; keep an old list, unless it is empty."""
     if _says_nothing(path):
         write_text(path, "".join(f"{name}\n" for name in names))
 
 
 def _names(path: Path, known: Iterable[str]) -> list[str]:
-    """What a devkit's list names."""
+    """Read the names in a devkit's list."""
     if _says_nothing(path):
         state = "is empty: remove it and" if path.exists() else "is missing:"
         raise Unusable(f"{path} {state} unpack the devkit again")
@@ -64,7 +64,7 @@ def _names(path: Path, known: Iterable[str]) -> list[str]:
 
 
 def _files(folder: Path, ending: str) -> dict[str, Path]:
-    """Files of a folder by their stem; the hidden ones, which macOS leaves, are passed over."""
+    """Return the files of a folder by their stem, without the hidden ones that macOS leaves."""
     return {path.stem: path for path in sorted(folder.glob(f"[!.]*{ending}"))}
 
 
@@ -76,13 +76,13 @@ def _tell_of_hidden(folder: Path, ending: str) -> None:
 
 
 def objects_of(path: Path) -> list[str]:
-    """Class names in a picture's annotation in XML; objects marked difficult are counted, too.
+    """Read the class names in a picture's annotation in XML, also of objects marked difficult.
 
     Raises:
-        Unusable: If it cannot be read, is no annotation, or names a class that VOC has not.
+        Unusable: If it cannot be read, is no annotation, or names an unknown class.
     """
     with reading(path, "remove it and unpack the devkit again"):
-        root = ElementTree.parse(path).getroot()  # expat bounds what entities grow to
+        root = ElementTree.parse(path).getroot()  # expat limits the growth of entities
     if root.tag != "annotation":
         raise Unusable(
             f"{path} is no annotation of VOC: its root is <{root.tag}>, not <annotation>"
@@ -95,7 +95,7 @@ def objects_of(path: Path) -> list[str]:
 
 
 def classes_in(path: Path) -> list[str]:
-    """Class names in a picture's mask."""
+    """Read the class names in a picture's mask."""
     ids = np.unique(read_mask(path, 1 + len(VOC_CLASSES)))
     return [VOC_CLASSES[i - 1] for i in ids if i not in (0, IGNORE_INDEX)]
 
@@ -113,13 +113,13 @@ def _of_all(read: Callable[[Path], list[str]], files: Mapping[str, Path]) -> dic
 
 
 def _in_processes(work: Callable, tasks: Sequence[tuple], name: str) -> None:
-    """Do it for every task, in several processes; the first failure ends them all.
+    """Do the work for every task, in several processes; the first failure ends them all.
 
-    A process that is ended, by a file that crashes its decoder or for want of memory, ends the
-    others. What is left is then done one by one, so that such a file can be named.
+    If a process dies, because a file crashes its decoder or memory runs out, the others end, too.
+    The rest is then done one by one, so that the message can name the file.
 
     Raises:
-        Unusable: Naming what comes first in the task that ended a process by itself.
+        Unusable: If a task ended its process; the message names the task's first argument.
     """
     context, count = get_context("spawn"), 0
     with tqdm(total=len(tasks), desc=name, unit="mask") as bar:
@@ -142,15 +142,15 @@ def _in_processes(work: Callable, tasks: Sequence[tuple], name: str) -> None:
 
 
 def prepare_voc(folder: Path, *, labels: str = "xml") -> Path:
-    """Image-level labels of VOC 2012, written once to labels.csv.
+    """Write the image-level labels of VOC 2012 to labels.csv, and `train_aug` if its masks exist.
 
     Args:
         folder: The devkit, or where it was unpacked.
-        labels: What they are read from: `xml` (objects of the annotations) or `masks` (which
-            exist for a part of the pictures). A labels.csv that is there is kept.
+        labels: The source of the labels: `xml` (objects of the annotations) or `masks` (only some
+            pictures have one). An old labels.csv is kept.
 
     Raises:
-        ValueError: If the devkit is not there, is damaged, lacks the labels of a picture in its
+        ValueError: If the devkit is missing or damaged, lacks the labels of a picture in its
             lists, or names a class that VOC does not have. No list is written then.
     """
     if labels not in SOURCES:
@@ -177,13 +177,13 @@ def prepare_voc(folder: Path, *, labels: str = "xml") -> Path:
             )
         _write_labels(folder, _of_all(read, sources), VOC_CLASSES)
     augmented = _files(folder / "SegmentationClassAug", ".png")
-    if augmented.keys() >= set(splits["train"]):  # SBD's and VOC's, as they are passed on
+    if augmented.keys() >= set(splits["train"]):  # a folder with SBD's and VOC's masks
         _write_names(lists / "train_aug.txt", sorted(augmented.keys() - set(splits["val"])))
     return folder
 
 
 def _sbd_mask(path: Path) -> UInt8[np.ndarray, "height width"]:
-    """Class ids of SBD, which come as numbers of any type.
+    """Read the class ids of an SBD file, which may have any numeric type.
 
     Raises:
         Unusable: If the file cannot be read, is not SBD's, or holds an id of no class.
@@ -216,17 +216,17 @@ def _from_sbd(source: Path, picture: Path, target: Path) -> None:
 
 
 def prepare_sbd(folder: Path, voc: Path) -> Path:
-    """SBD's masks as pictures beside VOC's, and the list `train_aug` of 10,582 pictures.
+    """Write SBD's masks as pictures beside VOC's, and the list `train_aug` of 10,582 pictures.
 
-    That is SBD's train and val, and VOC's train, without VOC's val. Where VOC has a mask of its
-    own, that one is used.
+    The list has SBD's train and val, and VOC's train, without VOC's val. If VOC has its own mask
+    of a picture, that one is used.
 
     Args:
         folder: SBD, or where it was unpacked.
         voc: VOC's devkit, or where it was unpacked.
 
     Raises:
-        ValueError: If one of them is not there, or damaged. The list is not written then.
+        ValueError: If one of them is missing or damaged. The list is not written then.
     """
     folder, voc = find_place(folder, SBD_PLACES, "cls"), find_place(voc, VOC_PLACES, "JPEGImages")
     lists, target = voc / "ImageSets" / "Segmentation", voc / "SegmentationClassAug"
@@ -255,15 +255,14 @@ def _paint_to(path: Path, shape: tuple[int, int], annotations: list, ids: dict[i
 
 
 def prepare_coco(folder: Path) -> Path:
-    """Image-level labels, split lists and masks of COCO-2014 from its instances in JSON.
+    """Write image-level labels, split lists and masks of COCO-2014 from its instances in JSON.
 
-    Pictures stay where they are, in train2014/ and val2014/. Training on labels needs none of
-    the masks; they are written all the same (about an hour on two cores, resumable). Lists that
-    are there are kept.
+    Pictures stay in train2014/ and val2014/. Training on labels needs none of the masks, but they
+    are always written (about an hour on two cores; a second run goes on). Old lists are kept.
 
     Raises:
-        ValueError: If an annotation file is not there, not COCO's or damaged, or pycocotools is
-            not installed. Nothing is written then.
+        ValueError: If an annotation file is missing, damaged or not COCO's, or pycocotools cannot
+            be imported. Nothing is written then.
     """
     load_pycocotools()
     found: dict[str, Instances] = {}

@@ -1,4 +1,4 @@
-"""Profiles: a data set, a backbone and a budget under one name; the method is the same in all."""
+"""A profile names a data set, a backbone and a budget; all profiles use the same method."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,10 +17,10 @@ from weclip_lib.labels import COCO, MINIVOC, VOC, LabelSet
 
 
 def check_scales(scales: Sequence[float]) -> None:
-    """Refuse scales of inference that are none.
+    """Refuse wrong scales of inference.
 
     Raises:
-        ValueError: If the first is not 1, the single scale, or one is not above 0.
+        ValueError: If the first is not 1, the single scale, or one is not from 0.05 to 20.
     """
     if not scales or scales[0] != 1:
         raise ValueError(f"scales are {scales}: the first has to be 1, the single scale")
@@ -43,9 +43,9 @@ class Profile:
     scales: tuple[float, ...] = (1.0, 0.75)  # of inference; official
     long_side: int = 0  # pixels of a picture's longer side at inference; 0: as it is; official: 512
     train_split: str = "train"
-    scored_splits: tuple[str, ...] = ("val", "test")  # with masks; decoders are scored on them
+    scored_splits: tuple[str, ...] = ("val", "test")  # with masks, for the scores of decoders
     inspected: int = 0  # training pictures whose pseudo labels are scored and shown; 0: all
-    augment: bool = False  # rescaled and cropped anew in every step; else features are kept
+    augment: bool = False  # rescale and crop anew in every step; else keep features
     # MiniVOC only: pictures drawn for (train, val, test)
     drawn: tuple[int, int, int] = (0, 0, 0)
 
@@ -62,9 +62,9 @@ _MINI = Profile(
     backbone="MiniCLIP",
     weights="miniclip",
     statistics="own",
-    method=Method(rfm_layers=10),  # COCO's; the last 6 of MiniCLIP's maps alone make worse labels
+    method=Method(rfm_layers=10),  # as for COCO; the last 6 of MiniCLIP's maps make worse labels
     decoder=DecoderShape(dim=128),
-    budget=Budget(steps=160, learning_rate=1e-3, crop=160),  # twice the steps: no better on val
+    budget=Budget(steps=160, learning_rate=1e-3, crop=160),  # twice the steps are no better on val
     drawn=(1000, 250, 250),
 )
 PROFILES = {
@@ -87,7 +87,7 @@ PROFILES = {
         inspected=200,
         augment=True,
     ),
-    "folder": Profile(  # one's own: data_dir says where, and brings the classes
+    "folder": Profile(  # a user's own: data_dir says where; its files name the classes
         "folder",
         LabelSet("folder", (), ()),
         "ViT-B-16-quickgelu",
@@ -113,7 +113,7 @@ PROFILES = {
 
 
 def get_profile(name: str) -> Profile:
-    """The profile of that name.
+    """Return the profile of that name.
 
     Raises:
         ValueError: If there is none.
@@ -124,8 +124,8 @@ def get_profile(name: str) -> Profile:
 
 
 def official(profile: Profile) -> Profile:
-    """The published code's method and image statistics, on a profile's data, backbone, budget."""
+    """Give a profile the published method and image statistics; keep data, backbone, budget."""
     switches = dict(OFFICIAL_SWITCHES)
     if profile.labels is COCO:
-        switches["rfm_start"] = 0.5  # there the official counter counts training steps alone
+        switches["rfm_start"] = 0.5  # the official counter for COCO counts training steps alone
     return replace(profile, method=replace(profile.method, **switches), statistics="imagenet")

@@ -76,7 +76,7 @@ def read_archive(path: Path) -> dict[str, Tensor]:
 
     Raises:
         Unusable: If the archive holds another model: its code would have to be run.
-        Exception: If it is damaged; of any kind.
+        Exception: If it is damaged; any kind is possible.
     """
     with ZipFile(path) as archive:
         names = archive.namelist()

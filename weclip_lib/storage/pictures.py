@@ -27,7 +27,7 @@ ORIENTATION = 0x0112  # of EXIF data
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 ON_ITS_SIDE = (5, 6, 7, 8)  # orientations that swap height and width
 GAP = bytes(1024)
-UPRIGHT = {  # what `exif_transpose` does; the owner of a mask is told
+UPRIGHT = {  # names of what `exif_transpose` does, for messages about masks
     5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90",
 }  # fmt: skip
 
@@ -203,8 +203,8 @@ def picture_problem(path: Path, *, min_size: int = 1, thorough: bool = False) ->
 def picture_size(path: Path) -> tuple[int, int]:
     """Read height and width from the header; they are those that `read_image` gives."""
     with reading(path, REMEDY), Image.open(path) as image:
-        width, height = image.size
-        turned = _orientation(image) in ON_ITS_SIDE and image.format != "TIFF"  # Pillow did it
+        width, height = image.size  # Pillow has already turned a TIFF
+        turned = _orientation(image) in ON_ITS_SIDE and image.format != "TIFF"
         return (width, height) if turned else (height, width)
 
 

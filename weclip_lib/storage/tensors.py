@@ -123,7 +123,7 @@ def load_official_decoder(decoder: nn.Module, path: Path) -> None:
     """Load the decoder of an official WeCLIP checkpoint.
 
     Raises:
-        ValueError: If it is none, or a tensor does not fit; the message has our name of it.
+        ValueError: If it is another file, or a tensor does not fit; the message has our name.
     """
     state = from_official(read_tensors(path))
     if not state:

@@ -201,7 +201,7 @@ def load_pretrained(name: str, weights: str | Path) -> tuple[nn.Module, Statisti
 
     Raises:
         ValueError: If the tag is unknown, or a file is not what it should be.
-        FileNotFoundError: If a file is missing, or cannot be fetched; the message says from where.
+        FileNotFoundError: If a file is missing or cannot be fetched; the message says where it is.
     """
     path, stated = Path(weights), None
     if path.is_dir():
