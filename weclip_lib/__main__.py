@@ -1,4 +1,4 @@
-"""`weclip COMMAND`, or `python -m weclip_lib COMMAND`: one place where commands start and end."""
+"""The start and the end of every command: `weclip COMMAND` or `python -m weclip_lib COMMAND`."""
 
 import signal
 import sys
@@ -10,7 +10,7 @@ import tyro
 
 from weclip_lib import commands
 
-# What a command imports takes seconds: modules are named here, and imported when they are needed.
+# Imports of a command take seconds. So modules are only named here, and imported when needed.
 COMMANDS = {
     "train": (commands.Train, "training.train", "run"),
     "score": (commands.Score, "evaluation.inference", "run_score"),
@@ -29,7 +29,7 @@ COMMANDS = {
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGTERM interrupt the block as Ctrl-C does."""
+    """Make SIGTERM interrupt the block as Ctrl-C does."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -38,7 +38,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; an error is one line that begins with `error:`, and no traceback."""
+    """Run one command; an expected error prints one line with `error:` and no traceback."""
     try:
         with _interruptible():
             chosen = tyro.extras.subcommand_cli_from_dict(

@@ -1,7 +1,7 @@
 """Frozen CLIP: images to patch tokens and attention per block, prompts to text embeddings.
 
-Any open_clip vision transformer with a class token will do. Blocks count from 0. The last one is
-left to `cam.py`, as in the official code, where it runs only inside Grad-CAM (REFERENCE 1).
+Every open_clip vision transformer with a class token works. Blocks count from 0. The last block
+runs only in `cam.py`. The official code also runs it only inside Grad-CAM (REFERENCE 1).
 """
 
 import warnings
@@ -21,7 +21,7 @@ from weclip_lib.config import one_of
 from weclip_lib.storage.weights import load_pretrained, miniclip_weights, refusal
 
 BREAKS = str.maketrans(".,;:!?", "      ")  # between the words of a prompt
-# Differs: CLIP was trained with its own statistics; the official WeCLIP feeds it these
+# Differs: CLIP was trained with its own statistics, but the official WeCLIP uses these
 # (datasets/transforms.py; REFERENCE 9).
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -30,9 +30,9 @@ Heads = Float[Tensor, "batch head token channel"]
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the frozen blocks 0 to L-2 say about a batch of images."""
+    """The outputs of the frozen blocks 0 to L-2 for a batch of images."""
 
-    embedded: Float[Tensor, "batch token width"]  # what enters block 0
+    embedded: Float[Tensor, "batch token width"]  # the input of block 0
     tokens: Float[Tensor, "block batch token width"]  # class token first, then patches row-major
     attention: Float[Tensor, "layer batch token token"]  # mean over heads; rows are queries
     grid: tuple[int, int]  # patches: (grid_h, grid_w), token = 1 + grid_h * grid_w
@@ -41,10 +41,10 @@ class ImageFeatures:
 def embed(
     visual: VisionTransformer, images: Float[Tensor, "batch 3 height width"]
 ) -> tuple[Tensor, tuple[int, int]]:
-    """Patch and position embedding, up to the first block; gradients flow.
+    """Embed patches and positions, up to the first block; gradients flow.
 
-    Positions are resized bilinearly without antialiasing, the class token's kept apart
-    (official clip/model.py; REFERENCE 3). Pixels beyond the last whole patch are dropped.
+    The patch positions are resized bilinearly without antialiasing. The class token's position
+    is kept (official clip/model.py; REFERENCE 3). Pixels after the last whole patch are dropped.
 
     Returns:
         Tokens (batch, 1 + grid_h * grid_w, width) and the grid (grid_h, grid_w).
@@ -65,7 +65,7 @@ def embed(
 def attention_heads(
     attention: nn.MultiheadAttention, inputs: Float[Tensor, "batch token width"]
 ) -> tuple[Heads, Heads, Heads, Float[Tensor, "batch head token token"]]:
-    """Queries, keys and values of every head, and the attention they make; rows are queries."""
+    """Return the queries, keys, values and attention of every head; attention rows are queries."""
     mixed = F.linear(inputs, attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = rearrange(
         mixed, "b n (three h d) -> three b h n d", three=3, h=attention.num_heads
@@ -77,7 +77,7 @@ def attention_heads(
 def attend(
     attention: nn.MultiheadAttention, inputs: Float[Tensor, "batch token width"]
 ) -> tuple[Float[Tensor, "batch token width"], Float[Tensor, "batch token token"]]:
-    """Self-attention that also returns its weights, averaged over heads; gradients flow."""
+    """Compute self-attention and its weights, averaged over heads; gradients flow."""
     _, _, value, weights = attention_heads(attention, inputs)
     outputs = rearrange(weights @ value, "b h n d -> b n (h d)")
     return attention.out_proj(outputs), weights.mean(dim=1)
@@ -88,10 +88,10 @@ def run_block(
     tokens: Float[Tensor, "batch token width"],
     normed: Float[Tensor, "batch token width"] | None = None,
 ) -> tuple[Float[Tensor, "batch token width"], Float[Tensor, "batch token token"]]:
-    """One pre-norm transformer block; returns its output and its head-averaged attention.
+    """Run one pre-norm transformer block; return its output and its head-averaged attention.
 
     Args:
-        normed: Output of the block's first LayerNorm, where it is there already.
+        normed: Output of the block's first LayerNorm, if it is computed already.
     """
     attended, weights = attend(block.attn, block.ln_1(tokens) if normed is None else normed)
     tokens = tokens + block.ls_1(attended)
@@ -99,11 +99,11 @@ def run_block(
 
 
 class Backbone(nn.Module):
-    """A frozen open_clip model; no parameter requires a gradient and it never leaves eval mode.
+    """A frozen open_clip model: no parameter requires a gradient, and eval mode never ends.
 
     Attributes:
         statistics: Per-channel (mean, std) for images in [0, 1].
-        vocabulary: Words that the training captions held, or None where they are not known.
+        vocabulary: Words of the training captions, or None if they are not known.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Backbone(nn.Module):
         self.vocabulary = vocabulary
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Stay in eval mode whatever the surrounding model does."""
+        """Stay in eval mode, whatever `mode` is."""
         return super().train(False)
 
     @property
@@ -139,7 +139,7 @@ class Backbone(nn.Module):
 
     @property
     def patch_size(self) -> int:
-        """Pixels a side."""
+        """Return the side of a patch in pixels."""
         return self.visual.patch_size[0]
 
     @property
@@ -157,8 +157,8 @@ class Backbone(nn.Module):
         """Run blocks 0 to L-2 on normalised images of any size from one patch up.
 
         Args:
-            maps: Keep the attention of so many of these blocks, the last ones; None: of all.
-                The others run without ever holding their attention, which is cheaper.
+            maps: Number of last blocks (of these) whose attention is kept; None: all.
+                The other blocks do not store their attention, so they are cheaper.
 
         Raises:
             ValueError: If a side is smaller than a patch.
@@ -183,7 +183,7 @@ class Backbone(nn.Module):
         return ImageFeatures(embedded, torch.stack(outputs), kept, grid)
 
     def entering(self, features: ImageFeatures, block: int) -> Float[Tensor, "batch token width"]:
-        """The tokens that enter a block; blocks count from 0.
+        """Return the tokens that enter a block; blocks count from 0.
 
         Raises:
             ValueError: If there is no such block.
@@ -193,7 +193,7 @@ class Backbone(nn.Module):
         return features.tokens[block - 1] if block else features.embedded
 
     def pool(self, tokens: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch embedding"]:
-        """Embed images by the mean over their patches after the last block; unit length.
+        """Embed images by the mean over their patches after the last block; the length is 1.
 
         Differs: CLIP itself takes the class token. Source: official clip/model.py; REFERENCE 10.
         """
@@ -201,7 +201,7 @@ class Backbone(nn.Module):
         return F.normalize(patches.mean(dim=1) @ self.visual.proj, dim=-1)
 
     def unknown_words(self, names: Sequence[str]) -> list[str]:
-        """Words of prompts that the training captions did not hold, where those are known."""
+        """Return the prompt words that the training captions lack; none if those are unknown."""
         if self.vocabulary is None:
             return []
         words = {word for name in names for word in name.lower().translate(BREAKS).split()}
@@ -211,12 +211,12 @@ class Backbone(nn.Module):
     def encode_text(
         self, names: Sequence[str], template: str = "{}"
     ) -> Float[Tensor, "name embedding"]:
-        """Embed `template.format(name)` for every name; unit length.
+        """Embed `template.format(name)` for every name; the length is 1.
 
-        Warns where a prompt holds words that the backbone's training never saw.
+        The method warns if a name has a word that the training captions lack.
 
         Raises:
-            ValueError: If a prompt is longer than what the text encoder reads.
+            ValueError: If a prompt is too long for the text encoder.
         """
         if self.vocabulary and (unknown := self.unknown_words(names)):
             warnings.warn(
@@ -232,7 +232,7 @@ class Backbone(nn.Module):
         return F.normalize(self.clip.encode_text(tokens.to(device)), dim=-1)
 
     def _check_length(self, prompt: str) -> None:
-        """Refuse what open_clip would cut off in silence (official clip/clip.py refuses, too)."""
+        """Refuse a prompt that open_clip would cut silently (as official clip/clip.py does)."""
         if not isinstance(self.tokenizer, open_clip.SimpleTokenizer):
             return
         room = self.tokenizer.context_length - 2  # start and end of text
@@ -248,15 +248,15 @@ def load_backbone(name: str, weights: str | Path, statistics: str = "own") -> Ba
     """Build a frozen backbone from an open_clip model name and its weights.
 
     Args:
-        name: Of an open_clip model configuration, such as `ViT-B-16-quickgelu` or `MiniCLIP`.
+        name: An open_clip model configuration, such as `ViT-B-16-quickgelu` or `MiniCLIP`.
         weights: A tag of open_clip (`openai`), a local file, a checkpoint folder of open_clip, or
-            `miniclip` for what ships.
-        statistics: What normalises pixels: `own`, which the model was trained with, or `imagenet`.
+            `miniclip` for the weights that come with this library.
+        statistics: Pixels are normalised with these: `own` (from the training) or `imagenet`.
 
     Raises:
         ValueError: If a name or the tag is unknown, the model cannot be a backbone, its activation
-            is not that of the weights, or a file is not what it should be.
-        FileNotFoundError: If a file is not there; the error says where to get it.
+            does not match the weights, or a file is wrong.
+        FileNotFoundError: If a file is missing; the error says where to get it.
     """
     one_of("statistics", statistics, ("own", "imagenet"))
     if problem := refusal(name):
@@ -271,10 +271,10 @@ def load_backbone(name: str, weights: str | Path, statistics: str = "own") -> Ba
 
 
 def find_device(name: str = "") -> torch.device:
-    """The device of that name: cpu, cuda, cuda:1, mps; empty or `auto`: a GPU if there is one.
+    """Return a device by its name: cpu, cuda, cuda:1, mps; empty or `auto`: a GPU if there is one.
 
     Raises:
-        ValueError: If there is no such device here.
+        ValueError: If this machine has no such device.
     """
     here = ["cpu"]
     if torch.cuda.is_available():

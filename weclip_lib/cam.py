@@ -1,4 +1,4 @@
-"""Softmax Grad-CAM on CLIP, for all classes of a batch at once, and pseudo labels of CAMs.
+"""Softmax Grad-CAM on CLIP, for all classes of a batch at once, and pseudo labels from CAMs.
 
 Source: official clip/clip_tool.py and pytorch_grad_cam; REFERENCE 10-14, 29, 30.
 """
@@ -19,7 +19,7 @@ from weclip_lib.ops.affinity import min_max
 
 @dataclass(frozen=True)
 class GradCAM:
-    """Initial CAMs, and the scores and attention that came with them."""
+    """Initial CAMs, with the scores and the attention of the same run."""
 
     cam: Float[Tensor, "batch fg grid_h grid_w"]  # in [0, 1]; 0 for absent classes
     raw: Float[Tensor, "batch fg grid_h grid_w"]  # before ReLU and scaling; signed, tiny
@@ -30,10 +30,10 @@ class GradCAM:
 def present_classes(
     image_labels: Float[Tensor, "batch fg"],
 ) -> tuple[Integer[Tensor, "batch slot"], Bool[Tensor, "batch slot"]]:
-    """Indices of each image's classes, ascending, padded to the longest list; and which are real.
+    """Return the ascending class indices of each image, padded to one length, and which are real.
 
-    Lets a batch carry only as many maps as its richest image has classes. That number is read on
-    the host: keep labels on the CPU, where they come from, and no device has to be waited for.
+    So a batch holds only as many maps as the largest number of classes in one image. The CPU reads
+    this number. Keep the labels on the CPU, so that it does not wait for another device.
     """
     slots = max(1, int(image_labels.sum(dim=1).max()))
     order = image_labels.argsort(dim=1, descending=True, stable=True)[:, :slots]
@@ -50,16 +50,16 @@ def grad_cam(
     *,
     block: int | None = None,
 ) -> GradCAM:
-    """Class activation maps of the classes that each image is labelled with.
+    """Compute class activation maps (CAMs) for the labelled classes of each image.
 
     The score of a class is its probability among the image's own classes and all background
-    prompts. Activation A and gradient are taken at the output of a block's first LayerNorm. The
-    weight of a channel is the mean over patches of the gradient of the class's score, and the map
-    is the weighted sum of the channels of A.
+    prompts. The activation A and the gradient are taken at the output of a block's first
+    LayerNorm. A channel's weight is the gradient of the class score, averaged over patches. The
+    map is the weighted sum of the channels of A.
 
     Args:
         foreground: Unit text embeddings of the classes.
-        background: Unit text embeddings of things that are never a class.
+        background: Unit text embeddings of the background prompts.
         image_labels: 1 for the classes in the image, else 0. All 0 is legal and gives maps of 0.
         block: Number of the block, from 0; None: the last one, as published.
 
@@ -69,7 +69,7 @@ def grad_cam(
     block = len(backbone.blocks) - 1 if block is None else block
     tokens = backbone.entering(features, block)
     slots, real = (found.to(tokens.device) for found in present_classes(image_labels))
-    excluded = F.pad(image_labels.to(tokens.device) <= 0, (0, len(background)))  # no background is
+    excluded = F.pad(image_labels.to(tokens.device) <= 0, (0, len(background)))  # background: no
     with torch.enable_grad():
         activation = backbone.blocks[block].ln_1(tokens).requires_grad_()
         hidden, attention = run_block(backbone.blocks[block], tokens, activation)
@@ -78,7 +78,7 @@ def grad_cam(
         texts = torch.cat([foreground, background])
         logits = backbone.logit_scale * backbone.pool(hidden) @ texts.T
         probabilities = logits.masked_fill(excluded, -torch.inf).softmax(dim=-1)
-        scores = probabilities.gather(1, slots).sum(dim=0)  # images do not touch each other
+        scores = probabilities.gather(1, slots).sum(dim=0)  # images are independent
         each = torch.eye(len(scores)).to(scores)
         (gradient,) = torch.autograd.grad(scores, activation, each, is_grads_batched=True)
     channel_weights = gradient[:, :, 1:].mean(dim=2)
@@ -105,7 +105,7 @@ def enlarge_cam(
 def with_background(
     cam: Float[Tensor, "batch cls grid_h grid_w"], size: tuple[int, int]
 ) -> Float[Tensor, "batch 1+cls height width"]:
-    """Enlarged CAMs with background before them, which is 1 minus the highest of them.
+    """Enlarge CAMs and put the background before them: 1 minus their maximum.
 
     Source: official WeCLIP_model/model_attn_aff_voc.py:158-170; REFERENCE 30.
     """
@@ -127,10 +127,10 @@ def pseudo_label(
     Source: official WeCLIP_model/model_attn_aff_voc.py:158-170; REFERENCE 29, 30.
 
     Args:
-        images: In any linear scale of RGB, for PAR; their size is the label's.
-        padded: Pixels that are no picture; they become IGNORE_INDEX. None: there are none, or
-            they are trained on as content, as in the official code.
-        par_iterations: 0 leaves PAR out.
+        images: In any linear scale of RGB, for PAR; the label has the same size.
+        padded: Pixels of padding; they become IGNORE_INDEX. None: there are none, or they are
+            labelled like the image, as in the official code.
+        par_iterations: 0 skips PAR.
     """
     slots, real = (found.to(cam.device) for found in present_classes(image_labels))
     maps = cam.gather(1, slots[..., None, None].expand(-1, -1, *cam.shape[-2:]))
@@ -140,6 +140,6 @@ def pseudo_label(
     if par_iterations:
         maps = par.refine(images, maps, iterations=par_iterations)
     ids = F.pad(torch.where(real, slots + 1, 0), (1, 0))
-    # max() walks the maps in memory order; argmax() does not, and takes several times as long.
+    # max() reads the maps in memory order; argmax() does not, and takes several times as long.
     label = ids.gather(1, maps.max(dim=1).indices.flatten(1)).view(-1, *images.shape[-2:])
     return label if padded is None else label.masked_fill(padded, IGNORE_INDEX)

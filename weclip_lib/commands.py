@@ -1,4 +1,4 @@
-"""The settings of every command of `weclip`; tyro makes help and options of what stands here."""
+"""The settings of every `weclip` command; tyro makes the help and the options from them."""
 
 import os
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ Device = Annotated[str, arg(metavar="NAME")]
 
 @dataclass(frozen=True)
 class Train:
-    """Train a decoder at length; started again, it goes on from its newest checkpoint."""
+    """Train a decoder in full; a second start continues from the newest checkpoint."""
 
     profile: str  # voc, coco, folder; mini to try
     out: Path  # folder of checkpoints and curves
-    data_dir: str = ""  # of the pictures; default data/<profile>
-    split: str = ""  # to train on; default the profile's
-    pictures: int = 0  # only the first so many; 0: all
+    data_dir: str = ""  # folder of the pictures; default data/<profile>
+    split: str = ""  # split to train on; default the profile's
+    pictures: int = 0  # use only the first so many; 0: all
     supervised: bool = False  # learn from masks, not from tags
     skip_broken: bool = False  # leave broken pictures out
     backbone: str = ""  # an open_clip model; default the profile's
@@ -29,16 +29,16 @@ class Train:
     steps: int = 0  # 0: the profile's
     batch: int = 0  # pictures of all processes together; 0: the profile's
     crop: int = 0  # pixels a side; 0: the profile's
-    accumulate: int = 1  # parts of a batch that a process takes in turn
-    seed: int = 0  # of everything random
+    accumulate: int = 1  # split each batch of a process into so many parts
+    seed: int = 0  # for everything random
     bf16: bool = False  # autocast in bfloat16
     device: Device = ""  # cpu, cuda, cuda:1, mps; default: a GPU if there is one
     workers: int = min(4, os.cpu_count() or 1)  # processes that read and augment pictures
     checkpoint_every: int = 1000  # steps
     validate_every: int = 0  # steps; 0: never
-    validate_pictures: int = 0  # only the first so many; 0: all
-    val: str = "val"  # split that is validated on
-    watch: int = 0  # keep pseudo labels of the first so many pictures, ten times
+    validate_pictures: int = 0  # use only the first so many; 0: all
+    val: str = "val"  # split for validation
+    watch: int = 0  # save pseudo labels of the first so many pictures, ten times
 
     def __post_init__(self) -> None:
         for name in ("pictures", "steps", "batch", "validate_every", "validate_pictures", "watch"):
@@ -52,14 +52,14 @@ class Train:
 
 @dataclass(frozen=True)
 class Score:
-    """mIoU of a split: single scale, scales and flips, with CRF."""
+    """Compute the mIoU of a split: at one scale, with scales and flips, with CRF."""
 
     decoder: Path  # a trained.safetensors
     out: Path  # folder
     profile: str = ""  # of the data; default the decoder's
-    data_dir: str = ""  # of the data; default data/<profile>
+    data_dir: str = ""  # folder of the data; default data/<profile>
     split: str = "val"  # of the data
-    pictures: int = 0  # only the first so many; 0: all
+    pictures: int = 0  # use only the first so many; 0: all
     weights: str = ""  # of the backbone, if they moved
     device: Device = ""  # cpu, cuda, cuda:1, mps; default: a GPU if there is one
 
@@ -69,16 +69,16 @@ class Score:
 
 @dataclass(frozen=True)
 class Predict:
-    """Masks of pictures as indexed PNG with VOC's palette."""
+    """Write masks of pictures as indexed PNG files with VOC's palette."""
 
     images: Positional[tuple[Path, ...]]  # files, or folders of them
     decoder: Path  # a trained.safetensors
     out: Path  # folder
-    names: Path | None = None  # a list of names, as in ImageSets: only those
-    crf: bool = False  # dense CRF after the network
-    overlays: bool = False  # pictures with classes, too
-    voc_server: bool = False  # in the folders that VOC's server expects
-    batch: int = 1  # pictures of one size together
+    names: Path | None = None  # file with a list of names, as in ImageSets; only those
+    crf: bool = False  # apply dense CRF after the network
+    overlays: bool = False  # also write the pictures with the classes on them
+    voc_server: bool = False  # use the folders that VOC's server expects
+    batch: int = 1  # pictures of one size at a time
     weights: str = ""  # of the backbone, if they moved
     device: Device = ""  # cpu, cuda, cuda:1, mps; default: a GPU if there is one
 
@@ -90,40 +90,40 @@ class Predict:
 
 @dataclass(frozen=True)
 class Doctor:
-    """Examine a folder of pictures and say everything that is wrong with it."""
+    """Check a folder of pictures and report every problem."""
 
-    folder: Positional[Path]  # one's own, or of VOC or COCO
-    profile: str = "voc"  # whose classes; one's own folder has its own
+    folder: Positional[Path]  # your own, or one of VOC or COCO
+    profile: str = "voc"  # its classes are used, unless your own folder has its own
 
 
 @dataclass(frozen=True)
 class Download:
-    """Fetch a data set, make it readable, and say what is there."""
+    """Download a data set, prepare it, and report what is there."""
 
     dataset: Positional[Literal["voc", "sbd", "coco"]]  # sbd adds train_aug to voc
     to: Path | None = None  # folder; default data/voc or data/coco
-    # An archive that is there already, or the folder that it was unpacked to; repeatable.
+    # An archive you already have, or the folder with its unpacked files; repeatable.
     archive: UseAppendAction[tuple[Path, ...]] = ()
     labels: Literal["xml", "masks"] = "xml"  # where the tags of VOC come from
 
 
 @dataclass(frozen=True)
 class Prepare:
-    """Make a data set readable that is unpacked already, and say what is there."""
+    """Prepare an unpacked data set, and report what is there."""
 
     dataset: Positional[Literal["voc", "sbd", "coco"]]  # sbd adds train_aug to voc
     folder: Positional[Path]  # of the data set
-    voc: Path | None = None  # folder of VOC that SBD is added to; default data/voc
+    voc: Path | None = None  # SBD is added to this folder of VOC; default data/voc
     labels: Literal["xml", "masks"] = "xml"  # where the tags of VOC come from
 
 
 @dataclass(frozen=True)
 class Run:
-    """Run all notebooks of a preset headlessly, or those of one number."""
+    """Run all notebooks of a preset without a browser, or those of one number."""
 
-    preset: Positional[Literal["run", "studies"]] = "run"  # one seed, short; or three, in full
-    notebook: str = ""  # only those whose name starts so: 02
-    profile: str = ""  # instead of the preset's
+    preset: Positional[Literal["run", "studies"]] = "run"  # run: one seed, short; studies: 3, full
+    notebook: str = ""  # only those whose name starts with this, such as 02
+    profile: str = ""  # replaces the preset's
     out: Path | None = None  # folder; default runs/<profile or preset>
     processes: int = 1  # notebooks at a time
     # A parameter of the notebooks, by name and value; repeatable.
@@ -137,7 +137,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Run a grid, list its jobs or those that wait, run one, or join what has finished."""
+    """Run a grid, list its jobs or the waiting ones, run one job, or collect finished results."""
 
     action: Positional[Literal["run", "list", "waiting", "job", "collect"]]
     grid: Positional[Path]  # a YAML file
@@ -151,7 +151,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Publish:
-    """Copy a complete `weclip run studies` into results/, and render the tables."""
+    """Copy the results of a complete `weclip run studies` to results/, and make the tables."""
 
     source: Path | None = None  # default runs/studies
     profile: str = "mini"  # of the runs
@@ -159,13 +159,13 @@ class Publish:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure what each part of a step costs, print it, and write results/bench/<machine>.csv."""
+    """Measure the cost of each part of a step, print it, and write results/bench/<machine>.csv."""
 
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1  # of the CPU
-    repeats: int = 5  # of the published step; of others: 2
-    scaling: bool = False  # other batches, crops, classes, too
-    profile: bool = False  # only print where a step's time goes
+    repeats: int = 5  # of the published step; others: 2
+    scaling: bool = False  # also measure other batches, crops and classes
+    profile: bool = False  # only print how the time of a step is spent
 
     def __post_init__(self) -> None:
         for name in ("threads", "repeats"):
@@ -176,8 +176,8 @@ class Bench:
 class Pretrain:
     """Draw pictures, train MiniCLIP on them, score it on MiniVOC val, and write data/miniclip."""
 
-    work: Path = Path("runs/pretrain")  # resumable state
-    out: Path | None = None  # of weights and card; default data/miniclip
+    work: Path = Path("runs/pretrain")  # folder of the saved state
+    out: Path | None = None  # folder of weights and card; default data/miniclip
     processes: int = 2  # for drawing
     compile: bool = False  # faster; needs a C++ compiler
 
@@ -187,7 +187,7 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Site:
-    """Render all executed notebooks as pages that read offline."""
+    """Make web pages from all executed notebooks, for reading offline."""
 
     out: Path | None = None  # default runs/site
     # Folders of runs with executed notebooks; default results/mini and runs/mini.

@@ -1,6 +1,6 @@
 """Settings: frozen dataclasses, one field a line with value, unit and source.
 
-`official` figures are those of the published run (REFERENCE: official configs and code at commit
+`official` marks the values of the published run (REFERENCE: official configs and code at commit
 0f47db4). `data.profiles` joins them with a data set, a backbone and a budget.
 """
 
@@ -12,10 +12,10 @@ STATISTICS = ("imagenet", "own")
 
 
 def in_range(name: str, value: object, low: float, high: float | None = None) -> None:
-    """Refuse a number outside a range; both ends belong to it.
+    """Refuse a number outside a range; both ends belong to the range.
 
     Raises:
-        ValueError: Naming it, and what it may be.
+        ValueError: If it is outside; the error gives the name and the range.
     """
     whole, top = isinstance(low, int), float("inf") if high is None else high
     inside = isinstance(value, int | float) and low <= value <= top
@@ -26,10 +26,10 @@ def in_range(name: str, value: object, low: float, high: float | None = None) ->
 
 
 def one_of(name: str, value: object, choices: tuple) -> None:
-    """Refuse a value that is not one of some.
+    """Refuse a value that is not one of the choices.
 
     Raises:
-        ValueError: Naming it, and what it may be.
+        ValueError: If it is none of them; the error gives the name and the choices.
     """
     if value not in choices:
         raise ValueError(f"{name} is {value!r}: choose one of {', '.join(map(str, choices))}")
@@ -37,18 +37,18 @@ def one_of(name: str, value: object, choices: tuple) -> None:
 
 @dataclass(frozen=True)
 class Method:
-    """From CAMs to pseudo labels. Defaults are VOC's; `OFFICIAL` is the published code."""
+    """Settings from CAMs to pseudo labels. The defaults are VOC's; `OFFICIAL` is as published."""
 
     template: str = "a clean origami {}."  # official clip/clip_text.py
     box_threshold: float = 0.4  # of a CAM; official: VOC 0.4, COCO 0.7; below 0: the whole picture
-    keep_box_ends: bool = True  # official: False, boxes at the edge lose their last column and row
+    keep_box_ends: bool = True  # official: False; boxes at the edge lose their last column or row
     sinkhorn_rounds: int = 3  # official clip_tool.py compute_trans_mat
     static_layers: int = 8  # last attention maps averaged before the RFM starts; official
-    rfm_layers: int = 6  # last attention maps the RFM chooses from; official: VOC 6, COCO 10
+    rfm_layers: int = 6  # last attention maps that the RFM selects from; official: VOC 6, COCO 10
     rfm_rule: Literal["absolute", "signed"] = "absolute"  # official: signed (REFERENCE 23)
     rfm_select: bool = True  # False: all of rfm_layers are averaged; for ablation
     rfm_multiply: bool = True  # False: not multiplied by the decoder's affinity; for ablation
-    rfm_start: float = 0.5  # part of training; official: 0.305 on VOC by a miscount; 1 is never
+    rfm_start: float = 0.5  # part of training; official: 0.305 on VOC by a miscount; 1: never
     par_iterations: int = 20  # official
     ignore_padding: bool = True  # official: False, padding is labelled and trained on
     affinity_radius: int = 8  # patches; official
@@ -68,7 +68,7 @@ class Method:
 
     @property
     def attention_layers(self) -> int:
-        """Last attention maps that are read at all."""
+        """Return the number of last attention maps that the method needs."""
         return max(self.static_layers, self.rfm_layers)
 
 
@@ -80,7 +80,7 @@ OFFICIAL_SWITCHES = {
 
 @dataclass(frozen=True)
 class CRF:
-    """Post-processing of probabilities along a picture's edges; defaults are the published ones."""
+    """Settings of the dense CRF, which sharpens probabilities; defaults are the published ones."""
 
     iterations: int = 10  # official
     gaussian_xy: float = 3.0  # standard deviation of nearness, in pixels; official
@@ -104,7 +104,7 @@ class DecoderShape:
     dim: int = 256  # channels; official
     layers: int = 3  # transformer blocks; official
     heads: int = 8  # official
-    blocks: int = 0  # last backbone blocks fused, of those that have tokens; 0: all; official
+    blocks: int = 0  # last backbone blocks that are fused; 0: all with tokens; official
     dropout: float = 0.1  # of fused channels; official
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class Budget:
-    """Optimisation of the decoder; defaults are the published VOC run."""
+    """Settings of the decoder's training; defaults are those of the published VOC run."""
 
     steps: int = 30_000  # official VOC; COCO 80,000
     batch: int = 4  # images; official

@@ -1,4 +1,4 @@
-"""The trained part of WeCLIP: fuse the tokens of the frozen blocks, decode, and give affinity.
+"""The trained part of WeCLIP: it fuses the frozen blocks' tokens and gives logits and affinity.
 
 Source: official WeCLIP_model/segformer_head.py, Decoder/TransformerDecoder.py; REFERENCE 26, 33.
 """
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 def run_block(
     block: ResidualAttentionBlock, tokens: Float[Tensor, "batch patch dim"]
 ) -> Float[Tensor, "batch patch dim"]:
-    """One pre-norm transformer block, by the same kernels in training and in evaluation.
+    """Run one pre-norm transformer block with the same kernels in training and in evaluation.
 
-    In evaluation the block itself would go another way, through a module that holds all of the
-    attention. With heads as narrow as the decoder's, that takes up to twice as long.
+    In evaluation the block's own code would store all of the attention. This takes up to twice as
+    long with heads as narrow as the decoder's.
     """
     attention = block.attn
     mixed = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
@@ -33,9 +33,9 @@ class Decoder(nn.Module):
     """Linear-ReLU-Linear per block, 1x1 convolution, pre-norm transformer, 1x1 convolution.
 
     Args:
-        width: Of the backbone's tokens.
-        class_count: Background included.
-        block_count: Number of backbone blocks, the last ones given, whose tokens are fused.
+        width: Width of the backbone's tokens.
+        class_count: Number of classes with background.
+        block_count: Number of last backbone blocks whose tokens are fused.
         dim: Width of the decoder.
         layers: Transformer blocks; published: 3.
         heads: Attention heads.
@@ -67,11 +67,11 @@ class Decoder(nn.Module):
 
     @classmethod
     def described(cls, note: dict, *, width: int, block_count: int) -> "Decoder":
-        """One of the size that the note of a trained file gives (`train.trained_note`).
+        """Build a decoder of the size in the note of a trained file (`train.trained_note`).
 
         Args:
-            width: Of the backbone's tokens.
-            block_count: Blocks of the backbone that have tokens.
+            width: Width of the backbone's tokens.
+            block_count: Number of backbone blocks that have tokens.
         """
         shape = dict(note["decoder"])
         fused = shape.pop("blocks") or block_count
@@ -81,10 +81,10 @@ class Decoder(nn.Module):
     def fused(
         self, tokens: Float[Tensor, "block batch patch width"]
     ) -> Float[Tensor, "batch patch dim"]:
-        """Each level's linear layers, then the 1x1 convolution of all levels.
+        """Apply each level's linear layers, then the 1x1 convolution of all levels.
 
-        Nothing lies between a level's second linear layer and the convolution, so their weights
-        are multiplied first, and every patch meets one product instead of two.
+        The convolution follows each level's second linear layer directly. So their weights are
+        multiplied first, and every patch needs one product instead of two.
         """
         linears = [part for part in self.projections.modules() if isinstance(part, nn.Linear)]
         firsts, seconds = linears[::2], linears[1::2]
@@ -99,13 +99,12 @@ class Decoder(nn.Module):
     def forward(
         self, tokens: Float[Tensor, "block batch patch width"], grid: tuple[int, int]
     ) -> tuple[Float[Tensor, "batch cls grid_h grid_w"], Float[Tensor, "batch patch patch"]]:
-        """Logits on the patch grid, and the affinity in (0, 1) between fused patches.
+        """Return logits on the patch grid, and the affinity in (0, 1) between fused patches.
 
-        Both in single precision, also under autocast: what follows takes logarithms and sums.
+        Both have single precision, also under autocast: the losses take logarithms and sums.
 
         Args:
-            tokens: Patch tokens, class token removed, in the order of the blocks; the last
-                `block_count` are read.
+            tokens: Patch tokens without class token, in block order; the last `block_count` count.
             grid: (grid_h, grid_w).
 
         Raises:

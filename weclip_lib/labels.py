@@ -6,17 +6,17 @@ IGNORE_INDEX = 255
 
 
 def _channel(class_id: int, first: int) -> int:
-    """Every third bit of a class id, beginning with `first`, as the high bits of a byte."""
+    """Return every third bit of a class id, from bit `first`, as the high bits of a byte."""
     return sum((class_id >> (3 * place + first) & 1) << (7 - place) for place in range(3))
 
 
-# RGB by class_id, the VOC devkit's palette; IGNORE_INDEX is drawn in its (224, 224, 192).
+# RGB by class_id, from the VOC devkit's palette; IGNORE_INDEX has the colour (224, 224, 192).
 COLORMAP = tuple((_channel(i, 0), _channel(i, 1), _channel(i, 2)) for i in range(256))
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The words of a data set. A class with no prompt of its own is prompted by its name."""
+    """The words of a data set. The prompt of a class is its name, if `prompts` has no other."""
 
     name: str
     classes: tuple[str, ...]  # foreground, in the order of their ids 1 to C
@@ -25,12 +25,12 @@ class LabelSet:
 
     @property
     def class_prompts(self) -> tuple[str, ...]:
-        """What stands for each class in the template."""
+        """Return the text of each class for the template."""
         return tuple(self.prompts.get(name, name) for name in self.classes)
 
     @property
     def class_count(self) -> int:
-        """Foreground classes and background."""
+        """Count the foreground classes and the background."""
         return 1 + len(self.classes)
 
 
@@ -173,7 +173,7 @@ COCO_CLASSES = (
     "hair drier",
     "toothbrush",
 )
-# `sknowboard` is the official code's own spelling.
+# The official code also spells `sknowboard`.
 COCO_PROMPTS = {
     "person": "person with clothes,people,human",
     "bird": "bird avian",

@@ -1,4 +1,4 @@
-"""WeCLIP: frozen backbone, CAMs, RFM and decoder, composed. No disk, no counters, no modes."""
+"""WeCLIP, made of frozen backbone, CAMs, RFM and decoder. It has no files, counters or modes."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from weclip_lib.ops.losses import affinity_loss, segmentation_loss
 
 @dataclass(frozen=True)
 class Features:
-    """What the frozen part says about a batch: the same at every step of training."""
+    """The outputs of the frozen part for a batch; they do not change during training."""
 
     tokens: Float[Tensor, "block batch patch width"]  # patches of blocks 0 to L-2
     attention: Float[Tensor, "layer batch patch patch"]  # of the last blocks
@@ -26,16 +26,16 @@ class Features:
 
 
 class WeCLIP(nn.Module):
-    """The single-stage model; only the decoder has parameters that train.
+    """The single-stage model; only the parameters of the decoder are trained.
 
     Args:
         backbone: Frozen CLIP.
         labels: Class names and background prompts.
-        method: How CAMs become pseudo labels.
+        method: Settings for the way from CAMs to pseudo labels.
         shape: Size of the decoder.
 
     Raises:
-        ValueError: If the method reads more maps, or the decoder more blocks, than there are.
+        ValueError: If the method needs more maps, or the decoder more blocks, than there are.
     """
 
     foreground: Float[Tensor, "fg embedding"]  # unit text embeddings
@@ -71,7 +71,7 @@ class WeCLIP(nn.Module):
         images: Float[Tensor, "batch 3 height width"],
         image_labels: Float[Tensor, "batch fg"],
     ) -> Features:
-        """Everything that does not depend on the decoder, without gradients."""
+        """Compute everything that does not depend on the decoder, without gradients."""
         seen = self.backbone.encode_image(images, maps=self.method.attention_layers - 1)
         grad = cam.grad_cam(self.backbone, seen, self.foreground, self.background, image_labels)
         attention = torch.cat([seen.attention, grad.attention[None]])[..., 1:, 1:]
@@ -80,7 +80,7 @@ class WeCLIP(nn.Module):
     def segment(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch cls grid_h grid_w"]:
-        """Logits on the patch grid: backbone and decoder alone, as at inference."""
+        """Return logits on the patch grid from backbone and decoder alone, as at inference."""
         features = self.backbone.encode_image(images, maps=0)
         return self.decoder(features.tokens[:, :, 1:], features.grid)[0]
 
@@ -93,7 +93,7 @@ class WeCLIP(nn.Module):
         """Spread the initial CAMs: by RFM if the decoder's affinity is given, else statically.
 
         Raises:
-            ValueError: If fewer attention maps were kept than the method reads.
+            ValueError: If the features have fewer attention maps than the method needs.
         """
         method = self.method
         if len(features.attention) < method.attention_layers:
@@ -123,7 +123,7 @@ class WeCLIP(nn.Module):
         *,
         padded: Bool[Tensor, "batch height width"] | None = None,
     ) -> Integer[Tensor, "batch height width"]:
-        """Class ids per pixel from CAMs of `refine_cam`: image-level labels, and no mask."""
+        """Turn CAMs of `refine_cam` into class ids per pixel, with image-level labels only."""
         return cam.pseudo_label(
             refined_cam,
             images,
@@ -141,7 +141,7 @@ class WeCLIP(nn.Module):
         *,
         padded: Bool[Tensor, "batch height width"] | None = None,
     ) -> Integer[Tensor, "batch height width"]:
-        """`pseudo_label` of `refine_cam`: by RFM if the affinity is given, else statically."""
+        """Run `refine_cam` (by RFM if the affinity is given, else static), then `pseudo_label`."""
         refined = self.refine_cam(features, decoder_affinity)
         return self.pseudo_label(refined, images, image_labels, padded=padded)
 
@@ -152,10 +152,10 @@ class WeCLIP(nn.Module):
         label: Integer[Tensor, "batch height width"],
         totals: Float[Tensor, "2 2"] | None = None,
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Segmentation loss at label size, and affinity loss on the grid (not yet weighted).
+        """Return the segmentation loss at label size and the unweighted affinity loss on the grid.
 
         Args:
-            totals: `loss_counts` of a larger batch that this one is a part of.
+            totals: `loss_counts` of a larger batch, if this batch is a part of it.
         """
         logits = logits.contiguous()  # cross-entropy is slower with channels last
         large = F.interpolate(logits, label.shape[-2:], mode="bilinear", align_corners=False)
@@ -169,7 +169,7 @@ class WeCLIP(nn.Module):
     def loss_counts(
         self, label: Integer[Tensor, "batch height width"], grid: tuple[int, int]
     ) -> Float[Tensor, "2 2"]:
-        """What `losses` divides by: (background, foreground) pixels; (equal, different) pairs."""
+        """Count what `losses` divides by: background, foreground pixels; equal, different pairs."""
         pairs = affinity_labels(label, grid, radius=self.method.affinity_radius)
         known = ((label > 0) & (label != IGNORE_INDEX)).sum()
         counts = [(label == 0).sum(), known, (pairs == 1).sum(), (pairs == 0).sum()]

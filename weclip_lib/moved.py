@@ -1,7 +1,7 @@
-"""Names that modules had before they moved into sub-packages: they go on working, with a warning.
+"""Old names of modules, from before they moved into sub-packages; they still work, with a warning.
 
 `import weclip_lib.metrics` gives `weclip_lib.ops.metrics`, and `python -m weclip_lib.train` runs
-`weclip train`. All of this goes with version 0.3.
+`weclip train`. Version 0.3 removes all of this.
 """
 
 import sys
@@ -33,11 +33,11 @@ MOVED = {name: f"{wing}.{name}" for wing, names in WINGS.items() for name in nam
     "state": "training.checkpoints",
     "ties": "explore.affinities",
 }
-COMMANDS = {"inference": [], "results": ["publish"], "runner": ["run"]}  # others: by their names
+COMMANDS = {"inference": [], "results": ["publish"], "runner": ["run"]}  # others keep their names
 
 
 class _Loader(InspectLoader):
-    """Gives the module of today, or the command that it used to run."""
+    """Gives the module under its new name, or runs its command."""
 
     def __init__(self, old: str) -> None:
         self.old, self.new = old, f"weclip_lib.{MOVED[old]}"
@@ -49,7 +49,7 @@ class _Loader(InspectLoader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # import has given it the old name's
+        module.__spec__ = self.spec  # the import has set the old name's spec
 
     def get_source(self, fullname: str) -> str:
         command = COMMANDS.get(self.old, [self.old])
@@ -73,6 +73,6 @@ class _Finder(MetaPathFinder):
 
 
 def keep_old_names() -> None:
-    """Let old names be found, once."""
+    """Make the old names importable; a second call does nothing."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

@@ -1,4 +1,4 @@
-"""RFM: let the decoder's affinity choose and reweight CLIP's attention maps.
+"""RFM: the decoder's affinity selects and reweights CLIP's attention maps.
 
 Source: official clip/clip_tool.py perform_single_voc_cam; REFERENCE 22-24.
 """
@@ -20,15 +20,15 @@ def distances(
     *,
     rule: Rule = "absolute",
 ) -> Float[Tensor, "layer batch"]:
-    """How far the attention of every layer is from the affinity, summed over all pairs of patches.
+    """Sum the differences of each layer's attention from the affinity, over all pairs of patches.
 
     Args:
         rule: `absolute` sums |affinity - attention|, as the paper means it. `signed` sums
-            affinity - attention, as the official code does. There the affinity cancels against
-            the mean of the layers, so the choice depends on the attention alone (REFERENCE 23).
+            affinity - attention, as the official code does. With `signed`, the affinity cancels
+            in the selection, so only the attention decides it (REFERENCE 23).
 
     Raises:
-        ValueError: If the rule is neither.
+        ValueError: If the rule is neither of these.
     """
     one_of("rule", rule, RFM_RULES)
     difference = decoder_affinity - attentions
@@ -43,7 +43,7 @@ def select_attention(
     *,
     rule: Rule = "absolute",
 ) -> Bool[Tensor, "layer batch"]:
-    """The layers that are at most as far from the affinity as the mean layer (`distances`)."""
+    """Select the layers whose distance from the affinity (`distances`) is at most the mean."""
     total = distances(attentions, decoder_affinity, rule=rule)
     return total <= total.mean(dim=0)
 
@@ -57,13 +57,13 @@ def refine_attention(
     select: bool = True,
     multiply: bool = True,
 ) -> tuple[Float[Tensor, "batch patch patch"], Bool[Tensor, "layer batch"]]:
-    """Mean of the selected attention maps, times the decoder's affinity; and the selection.
+    """Return the mean of the selected attention maps times the affinity, and the selection.
 
     Args:
-        attentions: Of the last blocks, between patches, mean over heads.
+        attentions: Maps of the last blocks, between patches, mean over heads.
         decoder_affinity: In [0, 1].
-        select: Whether maps are selected at all, or every one is averaged.
-        multiply: Whether the mean is multiplied by the affinity.
+        select: If True, select maps; if False, average all of them.
+        multiply: If True, multiply the mean by the affinity.
     """
     selected = select_attention(attentions, decoder_affinity, rule=rule)
     if not select:
@@ -76,5 +76,5 @@ def refine_attention(
 def static_attention(
     attentions: Float[Tensor, "layer batch patch patch"], *, last: int = 8
 ) -> Float[Tensor, "batch patch patch"]:
-    """Mean of the last attention maps: what is used before the RFM starts; published: 8."""
+    """Average the last attention maps, for use before the RFM starts; published: 8 maps."""
     return attentions[-last:].mean(dim=0)

@@ -1,1 +1,1 @@
-"""Tensor maths of the method: no weights, no data, no disk."""
+"""Tensor maths of the method. It needs no weights, no data and no disk."""

@@ -1,6 +1,6 @@
 """Pure tensor maths on patches: transition matrices, CAM propagation, boxes, affinity labels.
 
-Everything is batched over images and needs neither weights nor data.
+All functions work on batches of images. They need neither weights nor data.
 """
 
 import torch
@@ -26,12 +26,12 @@ def transition_matrix(
 ) -> Float[Tensor, "batch patch patch"]:
     """Turn attention between patches into a symmetric transition matrix (Sinkhorn).
 
-    Each round divides by the column sums, then by the row sums; the result is symmetrised. The
-    official code squares it, too: `propagate_cam` takes two steps instead, which costs patches
-    squared, not cubed. Source: official clip/clip_tool.py compute_trans_mat; REFERENCE 21.
+    Each round divides by the column sums, then by the row sums. At the end the matrix is made
+    symmetric. The official code also squares it; here `propagate_cam` takes two steps, which costs
+    patches^2, not patches^3. Source: official clip/clip_tool.py compute_trans_mat; REFERENCE 21.
 
     Args:
-        attention: Non-negative, rows are queries, no class token.
+        attention: Non-negative, without class token; rows are queries.
         rounds: Number of column-and-row normalisations.
     """
     matrix = attention
@@ -44,15 +44,15 @@ def transition_matrix(
 def connected_parts(
     above: Bool[Tensor, "map height width"],
 ) -> Integer[Tensor, "map cell"]:
-    """For every cell, the first cell (row-major) of its 8-connected part.
+    """Find for every cell the first cell (row-major) of its 8-connected part.
 
-    Each cell takes the lowest number in sight and passes it to the cell whose number it had, and
-    numbers are followed one step further: parts agree within log2(cells) rounds (FastSV, Zhang
-    et al. 2020). So the number of rounds is fixed and nothing has to be asked of the device.
+    In each round a cell takes the lowest number among its neighbours and gives it to the cell of
+    its old number. Then each number is replaced by that cell's number. This settles in log2(cells)
+    rounds (FastSV, Zhang et al. 2020). So the rounds are fixed, and no device has to be waited for.
 
     Returns:
-        Cells 0 to height * width - 1; height * width where a cell is in no part, and so for one
-        more cell at the end, which stands for all of those.
+        Cell numbers 0 to height * width - 1. A cell outside all parts has height * width. One
+        extra cell at the end also has this number and stands for all such cells.
     """
     height, width = above.shape[-2:]
     none = height * width
@@ -72,18 +72,18 @@ def connected_parts(
 def box_mask(
     cam: Float[Tensor, "batch cls grid_h grid_w"], threshold: float, *, keep_last: bool = True
 ) -> Bool[Tensor, "batch cls grid_h grid_w"]:
-    """True inside the bounding box of every 8-connected part of `cam` above the threshold.
+    """Mark the bounding box of every 8-connected part of `cam` above the threshold.
 
-    The comparison is made on 255 levels, as in the official code: floor(255 * cam) is strictly
-    above floor(threshold * its highest level), 101 where a CAM's highest is 254.
+    As in the official code, the comparison uses 255 levels: floor(255 * cam) must be strictly
+    above floor(threshold * highest level). This is 101 for threshold 0.4 and highest level 254.
     An empty map gives an empty mask.
     Source: official clip/clip_tool.py and utils scoremap2bbox; REFERENCE 13, 18, 19.
 
     Args:
         cam: In [0, 1].
         threshold: In [0, 1]; published: 0.4 for VOC, 0.7 for COCO.
-        keep_last: Whether boxes that touch the right or lower edge keep their last column or
-            row; the official code loses it.
+        keep_last: If True, boxes at the right or lower edge keep their last column or row;
+            the official code loses it.
     """
     height, width = cam.shape[-2:]
     levels = (cam * 255).floor()
@@ -91,13 +91,13 @@ def box_mask(
     first = connected_parts(above.flatten(0, 1))
     cells = torch.arange(height * width + 1, device=cam.device).expand_as(first)
     rows, columns = cells // width, cells % width
-    # The box of a part is gathered at its first cell, which is in its top row.
+    # The box of a part is stored at its first cell, which is in its top row.
     last = 0 if keep_last else 1
     low, high = torch.full_like(first, width), torch.zeros_like(first)
     left = low.scatter_reduce(1, first, columns, "amin")
     right = high.scatter_reduce(1, first, columns + 1, "amax").clamp(max=width - last)
     bottom = high.scatter_reduce(1, first, rows + 1, "amax").clamp(max=height - last)
-    # Boxes as corner marks, filled by two cumulative sums.
+    # Mark the corners of the boxes; two cumulative sums fill them.
     marks = cam.new_zeros(len(first), (height + 1) * (width + 1))
     weight = ((first == cells) & (rows < height)).to(cam.dtype)
     corners = ((rows, left, 1), (rows, right, -1), (bottom, left, -1), (bottom, right, 1))
@@ -115,9 +115,9 @@ def propagate_cam(
     *,
     steps: int = 2,
 ) -> Float[Tensor, "batch cls grid_h grid_w"]:
-    """Spread each class map, cut to its boxes, along patch affinity, so many steps far.
+    """Cut each class map to its boxes, then spread it along the patch affinity in `steps` steps.
 
-    The mask cuts what is spread, not where it goes: the result may leave the boxes.
+    The mask cuts only the input: the result can reach outside the boxes.
     Source: official clip/clip_tool.py:185-191; REFERENCE 20.
 
     Raises:
@@ -138,7 +138,7 @@ def propagate_cam(
 def radius_mask(
     grid_h: int, grid_w: int, radius: int, device: torch.device | None = None
 ) -> Bool[Tensor, "patch patch"]:
-    """Pairs of patches at most `radius` patches apart along both axes (Chebyshev).
+    """Mark pairs of patches at most `radius` patches apart along both axes (Chebyshev).
 
     Source: official scripts/dist_clip_voc.py:116-135; REFERENCE 36.
     """
@@ -150,10 +150,10 @@ def radius_mask(
 def affinity_labels(
     label: Integer[Tensor, "batch height width"], grid: tuple[int, int], *, radius: int = 8
 ) -> Integer[Tensor, "batch patch patch"]:
-    """1 where two patches have the same label, 0 where not, IGNORE_INDEX where neither counts.
+    """Return 1 for two patches of the same label, 0 for different labels, else IGNORE_INDEX.
 
-    A patch has the label of its top-left pixel (nearest resize). Pairs with an ignored patch or
-    further apart than `radius` patches are ignored; a patch is paired with itself.
+    A patch has the label of its top-left pixel (nearest resize). A pair is ignored if one patch is
+    ignored or if they are more than `radius` patches apart. A patch also pairs with itself.
     Source: official utils/camutils.py cams_to_affinity_label; REFERENCE 36.
     """
     patches = F.interpolate(label[:, None].float(), size=grid, mode="nearest").flatten(1).long()

@@ -1,9 +1,9 @@
-"""Dense CRF: sharpen class probabilities along the edges of the picture they were predicted for.
+"""Dense CRF: sharpen class probabilities along the edges of their picture.
 
-Mean-field inference of Krähenbühl and Koltun (NIPS 2011), filters by the permutohedral lattice of
-Adams et al. (Eurographics 2010): pixels are spread onto the corners of a grid of simplices that
-tile the space of features, blurred there along each axis, and gathered. Each step is a sparse
-matrix here, so that nothing has to be compiled. Equal to pydensecrf (tests/test_crf.py).
+This is the mean-field inference of Krähenbühl and Koltun (NIPS 2011). Its filters use the
+permutohedral lattice of Adams et al. (Eurographics 2010), a grid of simplices in feature space.
+Pixels are spread onto its corners, blurred along each axis, and gathered. Here each step is a
+sparse matrix, so nothing is compiled. The results equal pydensecrf's (tests/test_crf.py).
 """
 
 from functools import lru_cache
@@ -14,15 +14,15 @@ from scipy.sparse import csr_matrix, identity
 
 from weclip_lib.config import CRF
 
-SMALLEST = 1e-5  # of a probability, so that its logarithm is finite
-POINTS_AT_ONCE = 2**15  # whose simplices are held together: some 30 MB
-VALUES_AT_ONCE = 2**25  # filtered together: 128 MB; of large pictures, not all channels at once
+SMALLEST = 1e-5  # smallest probability, so that its logarithm is finite
+POINTS_AT_ONCE = 2**15  # points whose simplices are in memory together: some 30 MB
+VALUES_AT_ONCE = 2**25  # filtered together: 128 MB; large pictures take a few channels at a time
 
 
 def _elevated(
     features: Float[np.ndarray, "point dim"],
 ) -> Float[np.ndarray, "point corner"]:
-    """Onto the plane whose coordinates sum to 0, so that blurring there has unit deviation."""
+    """Map points to the plane where coordinates sum to 0, scaled so that blur has deviation 1."""
     points, dim = features.shape
     steps = np.arange(1, dim + 1)
     scaled = features * (np.sqrt(2 / 3) * (dim + 1) / np.sqrt(steps * (steps + 1)))
@@ -35,14 +35,14 @@ def _elevated(
 def _simplex(
     elevated: Float[np.ndarray, "point corner"],
 ) -> tuple[Int[np.ndarray, "point corner corner"], Float[np.ndarray, "point corner"]]:
-    """Corners of the simplex that each point lies in, and the point's barycentric weights.
+    """Find the corners of each point's simplex, and the point's barycentric weights.
 
     Returns:
-        Integer coordinates, in the last axis, which sum to 0; and the weights.
+        Integer coordinates with sum 0, in the last axis; and the weights.
     """
     points, width = elevated.shape
     dim = width - 1
-    # The nearest corner of colour 0, and the order of the distances to it.
+    # Find the nearest corner of colour 0, and the order of the distances to it.
     rounded = np.round(elevated / width).astype(np.int32)
     nearest, excess = rounded * width, rounded.sum(axis=1, keepdims=True, dtype=np.int32)
     order = np.argsort(nearest - elevated, axis=1, kind="stable")
@@ -52,7 +52,7 @@ def _simplex(
     rank += excess
     wrap = np.where(rank < 0, width, np.where(rank > dim, -width, 0)).astype(np.int32)
     rank, nearest = rank + wrap, nearest + wrap
-    # In the order of rank, successive differences of the distances are the weights.
+    # The weights are the differences between successive distances, in the order of rank.
     distance = np.zeros((points, width + 1))
     np.put_along_axis(distance, dim - rank, (elevated - nearest) / width, axis=1)
     weights = distance[:, :width] - np.roll(distance, 1, axis=1)[:, :width]
@@ -65,18 +65,18 @@ def _simplex(
 def _lattice(
     features: Float[np.ndarray, "point dim"],
 ) -> tuple[csr_matrix, Int[np.ndarray, " known"], Int[np.ndarray, " dim"]]:
-    """The lattice around some points.
+    """Build the lattice around some points.
 
     Returns:
         The weight of every corner (a column) for every point (a row); a number for each corner, in
-        rising order; and by how much a step along each coordinate but the last changes it.
+        rising order; and the change of this number for a step along each coordinate but the last.
     """
     elevated = _elevated(features.astype(np.float64))
     points, width = elevated.shape
-    # Corners are within two widths of their points; their neighbours, within three.
+    # Corners are within two widths of their points. Their neighbours are within three.
     low = np.floor(elevated.min(axis=0)).astype(np.int64) - 3 * width
     spans = np.ceil(elevated.max(axis=0)).astype(np.int64) + 3 * width + 1 - low
-    places = np.cumprod(np.concatenate([[1], spans[:-2]]))  # the last coordinate follows
+    places = np.cumprod(np.concatenate([[1], spans[:-2]]))  # the others give the last
     keys = np.empty((points, width), np.int64)
     weights = np.empty((points, width), np.float32)
     for start in range(0, points, POINTS_AT_ONCE):
@@ -91,7 +91,7 @@ def _lattice(
 
 
 class GaussianFilter:
-    """A Gaussian of unit deviation over features, normalised symmetrically, for any values.
+    """A Gaussian filter of deviation 1 over features, with symmetric normalisation.
 
     Args:
         features: Positions of the points, in standard deviations.
@@ -141,7 +141,7 @@ def _positions(height: int, width: int) -> Float[np.ndarray, "point 2"]:
 
 
 def _softmax(scores: Float[np.ndarray, "point channel"]) -> Float[np.ndarray, "point channel"]:
-    """Probabilities in the place of their scores."""
+    """Replace scores by their probabilities, in place."""
     scores -= scores.max(axis=1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=1, keepdims=True)
@@ -150,7 +150,7 @@ def _softmax(scores: Float[np.ndarray, "point channel"]) -> Float[np.ndarray, "p
 
 @lru_cache(maxsize=8)
 def _near(height: int, width: int, deviation: float) -> GaussianFilter:
-    """Filter over positions alone: the same for all pictures of a size."""
+    """Build a filter over positions only; all pictures of one size share it."""
     return GaussianFilter(_positions(height, width) / deviation)
 
 
@@ -159,15 +159,15 @@ def dense_crf(
     image: UInt8[np.ndarray, "image_h image_w 3"],
     settings: CRF = CRF(),
 ) -> Float[np.ndarray, "cls height width"]:
-    """Class probabilities after mean-field inference.
+    """Return class probabilities after mean-field inference.
 
     Args:
         probabilities: In [0, 1], at the picture's size.
         image: RGB, 0 to 255.
-        settings: Deviations in pixels and in steps of RGB; weights.
+        settings: Deviations in pixels and in steps of RGB, weights, and the number of iterations.
 
     Raises:
-        ValueError: If the picture has another size than the probabilities.
+        ValueError: If the picture and the probabilities have different sizes.
     """
     count, height, width = probabilities.shape
     if image.shape[:2] != (height, width):

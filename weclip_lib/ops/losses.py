@@ -1,4 +1,4 @@
-"""The two training losses of WeCLIP; each also returns the counts it divided by.
+"""The two training losses of WeCLIP. Each also returns the counts of its own batch.
 
 Source: official scripts/dist_clip_voc.py get_seg_loss, utils/losses.py; REFERENCE 35, 36.
 """
@@ -16,17 +16,17 @@ def segmentation_loss(
     label: Integer[Tensor, "batch height width"],
     totals: Float[Tensor, "2"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "2"]]:
-    """Half the mean cross-entropy over background pixels plus half that over foreground pixels.
+    """Average two mean cross-entropies: one over background pixels, one over foreground pixels.
 
-    Differs: where a batch has no background or no foreground pixel, the official loss is NaN;
-    here that term is 0 and the other keeps its weight of one half.
+    Differs: if a batch has no background or no foreground pixel, the official loss is NaN.
+    Here that term is 0, and the other keeps its weight of one half.
 
     Args:
-        totals: What to divide by where this batch is a part of a larger one: the numbers of
-            (background, foreground) pixels of all parts. The parts' losses then add up.
+        totals: The numbers of (background, foreground) pixels of a larger batch, if this batch is a
+            part of it. The loss divides by them, so the losses of all parts add up.
 
     Returns:
-        The loss and the numbers of (background, foreground) pixels.
+        The loss and this batch's numbers of (background, foreground) pixels.
     """
     losses = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="none")
     background = label == 0
@@ -50,7 +50,7 @@ def affinity_loss(
         totals: The numbers of (equal, different) pairs of all parts of a larger batch.
 
     Returns:
-        The loss, divided by each number plus one, and the numbers of (equal, different) pairs.
+        The loss (half of each sum, divided by its number plus one), and this batch's numbers.
     """
     equal, different = target == 1, target == 0
     counts = torch.stack([equal.sum(), different.sum()]).to(affinity.dtype)

@@ -1,4 +1,4 @@
-"""Confusion matrix and the scores read from it. Rows are truth, columns predictions."""
+"""The confusion matrix and its scores. Its rows are truth, its columns are predictions."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from weclip_lib.labels import IGNORE_INDEX
 
-PIXELS_AT_ONCE = 2**20  # counted together: some 40 MB
+PIXELS_AT_ONCE = 2**20  # pixels counted together: some 40 MB
 
 
 @dataclass(frozen=True)
 class Scores:
-    """All in percent; a class in neither truth nor predictions has IoU NaN."""
+    """Scores in percent. A class in neither truth nor predictions has IoU NaN."""
 
     miou: float
     pixel_accuracy: float
@@ -26,10 +26,10 @@ def confusion_matrix(
     truth: Integer[Tensor, "*batch height width"],
     class_count: int,
 ) -> Integer[Tensor, "cls cls"]:
-    """Count pixels by (truth, prediction); IGNORE_INDEX in the truth is not counted.
+    """Count pixels by (truth, prediction), without pixels whose truth is IGNORE_INDEX.
 
     Args:
-        class_count: Background included.
+        class_count: Number of classes with background.
 
     Raises:
         ValueError: If a truth or a prediction is outside 0 to class_count - 1.
@@ -57,9 +57,9 @@ def _counts(
 
 
 def scores(confusion: Integer[Tensor, "cls cls"]) -> Scores:
-    """mIoU over the classes that the truth holds, and accuracies.
+    """Compute mIoU over the classes in the truth, and accuracies.
 
-    Predictions of classes that the truth does not hold count in the others' unions only.
+    A wrong prediction of a class outside the truth counts only in the union of the true class.
     Source: official utils/evaluate.py; REFERENCE 43.
     """
     table = confusion.double()

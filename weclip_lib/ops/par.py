@@ -1,7 +1,7 @@
 """Pixel-adaptive refinement (PAR): smooth class maps along similar neighbouring pixels.
 
-Source: official WeCLIP_model/PAR.py, after Ru et al., CVPR 2022; REFERENCE 31, 32. Written as
-sums of shifted slices: no one-hot convolution, no tensor of all neighbours of all channels.
+Source: official WeCLIP_model/PAR.py, after Ru et al., CVPR 2022; REFERENCE 31, 32. This code sums
+shifted slices. It needs no one-hot convolution and no tensor of all neighbours of all channels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,23 +13,23 @@ from torch import Tensor
 
 DIRECTIONS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx) != (0, 0))
 DILATIONS = (1, 2, 4, 8, 12, 24)  # distances of the neighbours, in pixels; official
-COLOUR_SCALE = 0.3  # w1: softens differences measured in local standard deviations
-POSITION_WEIGHT = 0.01  # w2: share of the kernel that looks at distance only
-CPU_PIXELS = 4 * 320 * 320  # refined at once: more do not fit into a cache, and take longer
-CPU_STRIP = 64  # rows of which a kernel is made at once, so that intermediate results stay in cache
+COLOUR_SCALE = 0.3  # w1: divides distances and colour differences, in standard deviations
+POSITION_WEIGHT = 0.01  # w2: weight of the part of the kernel that uses distance only
+CPU_PIXELS = 4 * 320 * 320  # refined at once; more do not fit into a cache and take longer
+CPU_STRIP = 64  # rows of the kernel made at once, so that intermediate results stay in cache
 
 
 def pad_edges(
     maps: Float[Tensor, "batch channel height width"], dilations: Sequence[int]
 ) -> Float[Tensor, "batch channel padded_h padded_w"]:
-    """Replicate the edges as far as the furthest neighbour lies."""
+    """Replicate the edge pixels outwards, up to the largest dilation."""
     return F.pad(maps, [max(dilations)] * 4, mode="replicate")
 
 
 def neighbours(
     padded: Float[Tensor, "batch channel padded_h padded_w"], dilations: Sequence[int]
 ) -> Iterator[Float[Tensor, "batch channel height width"]]:
-    """Views of what `pad_edges` padded, shifted to each neighbour; dilation by dilation."""
+    """Yield views of padded maps (`pad_edges`), shifted to each neighbour, dilation by dilation."""
     pad = max(dilations)
     height, width = padded.shape[-2] - 2 * pad, padded.shape[-1] - 2 * pad
     for dilation in dilations:
@@ -41,7 +41,7 @@ def neighbours(
 def _similarity(
     padded: Float[Tensor, "batch 3 padded_h padded_w"], dilations: Sequence[int]
 ) -> Float[Tensor, "batch neighbour height width"]:
-    """Softmax over each pixel's neighbours of how little their colour differs."""
+    """Return a softmax over each pixel's neighbours; a similar colour gives a high value."""
     pad, count = max(dilations), len(DIRECTIONS) * len(dilations)
     centre = padded[..., pad:-pad, pad:-pad].contiguous()
     difference, total, squares = (torch.zeros_like(centre) for _ in range(3))
@@ -63,7 +63,7 @@ def _similarity(
 def par_kernel(
     images: Float[Tensor, "batch 3 height width"], dilations: Sequence[int]
 ) -> Float[Tensor, "batch neighbour height width"]:
-    """Weights of each pixel's 8 neighbours at every dilation; they sum to 1.01."""
+    """Return the weights of each pixel's 8 neighbours at every dilation; their sum is 1.01."""
     distance = torch.tensor(
         [(dy * dy + dx * dx) ** 0.5 * dilation for dilation in dilations for dy, dx in DIRECTIONS]
     )
@@ -84,7 +84,7 @@ def smooth(
     kernel: Float[Tensor, "batch neighbour height width"],
     dilations: Sequence[int],
 ) -> Float[Tensor, "batch map height width"]:
-    """One iteration: every pixel becomes the weighted sum of its neighbours."""
+    """Replace every pixel by the weighted sum of its neighbours, once."""
     views = neighbours(pad_edges(maps, dilations), dilations)
     total = torch.zeros_like(maps)
     for weight, view in zip(kernel.split(1, 1), views, strict=True):
@@ -102,12 +102,12 @@ def refine(
 ) -> Float[Tensor, "batch map height width"]:
     """Average every map over similar neighbours, `iterations` times.
 
-    Maps grow by 1.01 an iteration, since the kernel sums to 1.01; their order is kept.
+    Each iteration scales the maps by 1.01, the sum of the kernel. This does not change the argmax.
 
     Args:
-        images: Any linear scale of RGB; differences are measured in local standard deviations.
-            Resized (align_corners=True) where the maps have another size.
-        maps: One map a class, background included.
+        images: RGB in any linear scale; differences are measured in local standard deviations.
+            Images of another size than the maps are resized (align_corners=True).
+        maps: One map per class, with background.
         iterations: Published: 20.
         dilations: Distances of the neighbours, in pixels.
     """

@@ -1,9 +1,9 @@
 """MiniVOC: drawn pictures with exact masks, image-level labels and captions, in VOC layout.
 
-Twelve object classes, each built from parts, stand in random colours, texture, light, pose and
-scale on eight textured backgrounds, partly hidden by each other and by clutter. The difficulties
-of weak supervision are the fields of `world.settings.World`. Picture `index` of `seed` is the same
-whatever process draws it.
+The pictures show twelve object classes on eight textured backgrounds. Each object has parts and
+random colours, texture, light, pose and scale. Other objects and clutter can hide some of it. The
+fields of `world.settings.World` set how difficult the pictures are for weak supervision. Every
+process draws the same picture for the same `seed` and `index`.
 """
 
 import colorsys
@@ -33,10 +33,10 @@ from weclip_lib.world.settings import World
 Points = Float[np.ndarray, "_ 2"]
 Part = tuple[Points, int]  # a polygon in the unit square [-1, 1], and the role of its colour
 
-DRAWING_VERSION = 1  # raised when the same seed draws another picture
+DRAWING_VERSION = 1  # to be raised when a change makes the same seed draw another picture
 SUPERSAMPLE = 2
 ROLES = 4
-SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}  # streams; config.Pretraining has its own
+SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}  # settings.Pretraining has other seeds
 TEMPLATES = (
     "a clean origami {}.",
     "a photo of {}.",
@@ -67,11 +67,11 @@ _CIRCLE = np.stack([f(np.linspace(0, 2 * np.pi, 20, endpoint=False)) for f in (n
 
 @dataclass(frozen=True)
 class Scene:
-    """One drawn picture and everything that is known about it."""
+    """One drawn picture with its mask, classes, background and caption."""
 
     image: UInt8[np.ndarray, "height width 3"]
     mask: UInt8[np.ndarray, "height width"]  # class_id 0-C, IGNORE_INDEX on object borders
-    classes: tuple[str, ...]  # names of the classes that can be seen, in class order
+    classes: tuple[str, ...]  # names of the visible classes, in class order
     background: str
     caption: str
 
@@ -93,7 +93,7 @@ def _polygon(*points: tuple[float, float]) -> Points:
 
 
 def _limb(x: float, y: float, length: float, width: float, angle: float) -> Points:
-    """A bar that hangs from (x, y), turned by `angle` radians from straight down."""
+    """Return a bar that hangs from (x, y), turned by `angle` radians from straight down."""
     cos, sin = np.cos(angle), np.sin(angle)
     bar = _box(-width / 2, 0, width / 2, length)
     return bar @ np.array([[cos, sin], [-sin, cos]]) + (x, y)
@@ -282,7 +282,7 @@ SHAPES: dict[str, Callable[[np.random.Generator], list[Part]]] = {
 
 
 def _clutter(rng: np.random.Generator) -> list[Part]:
-    """A shape of no class: a blob, a triangle, a frame, or one stray part of some object."""
+    """Return a shape of no class: a blob, a triangle, a frame, or a single part of an object."""
     kind = rng.integers(4)
     if kind == 0:
         return [(_CIRCLE * rng.uniform(0.45, 1.0, (len(_CIRCLE), 1)), 0)]
@@ -302,7 +302,7 @@ def _clutter(rng: np.random.Generator) -> list[Part]:
 def _noise(
     rng: np.random.Generator, height: int, width: int, rows: int, columns: int
 ) -> Float[np.ndarray, "height width"]:
-    """Smooth noise, unit variance on a grid of rows x columns, stretched to height x width."""
+    """Draw noise of variance 1 on a grid of rows x columns, and resize it to height x width."""
     coarse = rng.standard_normal((max(2, rows), max(2, columns)), dtype=np.float32)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BILINEAR))
 
@@ -314,7 +314,7 @@ def _hsv(h: float, s: float, v: float) -> np.ndarray:
 def _background(
     rng: np.random.Generator, kind: str, size: int
 ) -> Float[np.ndarray, "3 height width"]:
-    """A textured plane of the named kind; RGB in about [0, 255], not yet clipped."""
+    """Draw a textured background of one kind; RGB in about [0, 255], not yet clipped."""
     axis = np.arange(size, dtype=np.float32) / size
     x, y = axis[None, :], axis[:, None]
     noise = partial(_noise, rng, size, size)
@@ -356,7 +356,7 @@ def _background(
 
 
 def _palette(rng: np.random.Generator, behind: np.ndarray) -> Float[np.ndarray, "role 3"]:
-    """Colours of the roles: one to four distinct ones, each unlike the background behind."""
+    """Choose one to four colours for the roles, if possible unlike the background `behind`."""
     colours = []
     for _ in range(rng.integers(1, ROLES + 1)):
         for _ in range(4):
@@ -370,7 +370,7 @@ def _palette(rng: np.random.Generator, behind: np.ndarray) -> Float[np.ndarray, 
 def _surface(
     rng: np.random.Generator, height: int, width: int
 ) -> Float[np.ndarray, "role height width"]:
-    """Brightness of each role's material: stripes, speckle or plain, under a common light."""
+    """Draw the brightness of each role: stripes, fine or coarse noise, under one light."""
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     towards = rng.uniform(0, 2 * np.pi)
@@ -393,7 +393,7 @@ def _surface(
 
 
 class _Canvas:
-    """An image (channels first: numpy is quick along rows) and which object is on top where."""
+    """An image, and the number of the top object at each pixel. Channels first is fast in numpy."""
 
     def __init__(self, image: Float[np.ndarray, "3 height width"]) -> None:
         self.image = image
@@ -409,9 +409,9 @@ class _Canvas:
         radius: float,
         number: int,
     ) -> int:
-        """Draw parts at `centre`, `radius` (pixels) as object `number`; returns pixels covered.
+        """Draw parts as object `number` and return the number of covered pixels.
 
-        Number 0 is clutter: it hides what is below it and belongs to no object.
+        `centre` and `radius` are in pixels. Number 0 is clutter: it hides objects and is none.
         """
         turn = rng.uniform(-0.35, 0.35)
         stretch = rng.uniform(0.85, 1.15, 2) * (rng.choice([-1, 1]), 1)
@@ -446,7 +446,7 @@ class _Canvas:
 
 
 def _places(rng: np.random.Generator, radii: Float[np.ndarray, " object"]) -> list[np.ndarray]:
-    """Centres (fractions of the picture), each the least crowded of a few random tries."""
+    """Choose centres (fractions of the picture), each from a few random tries with enough room."""
     centres: list[np.ndarray] = []
     for number, radius in enumerate(radii):
         tries = rng.uniform(radius * 0.7, 1 - radius * 0.7, (8, 2))
@@ -460,7 +460,7 @@ def _places(rng: np.random.Generator, radii: Float[np.ndarray, " object"]) -> li
 
 
 def with_article(noun: str) -> str:
-    """`a car`, `an aeroplane`."""
+    """Put `a` or `an` before a noun: `a car`, `an aeroplane`."""
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
@@ -475,7 +475,7 @@ def _caption(rng: np.random.Generator, classes: Sequence[str], background: str) 
 
 
 def _border(top: UInt8[np.ndarray, "height width"]) -> np.ndarray:
-    """Pixels whose object differs from that of a 4-neighbour: a band two pixels wide."""
+    """Mark pixels whose object differs from a 4-neighbour's: a band two pixels wide."""
     border = np.zeros(top.shape, bool)
     rows, columns = top[1:] != top[:-1], top[:, 1:] != top[:, :-1]
     border[1:] |= rows
@@ -529,7 +529,7 @@ def draw(seed: int, index: int, world: World = World()) -> Scene:
 def draw_many(
     seed: int, indices: Sequence[int], world: World = World(), *, processes: int = 1
 ) -> Iterator[Scene]:
-    """Draw pictures in the order of `indices`, in as many processes as asked."""
+    """Draw pictures in the order of `indices`, with `processes` processes."""
     task = partial(draw, seed, world=world)
     if processes == 1:
         yield from map(task, indices)
@@ -567,14 +567,14 @@ def write_voc(
 ) -> Path:
     """Draw splits into a folder of VOC layout: pictures, masks, split lists, labels.csv.
 
-    A folder that is there and was drawn with the same arguments is kept as it is. The folder
-    appears under its name only when it is whole.
+    An existing folder with the same arguments is kept. A new folder gets its name only when it is
+    complete.
 
     Args:
-        counts: Pictures per split; splits are those of `SPLIT_SEEDS`.
+        counts: Pictures per split; `SPLIT_SEEDS` has the names of the splits.
 
     Raises:
-        ValueError: If the folder holds something else.
+        ValueError: If the folder exists with other content.
     """
     recipe = {"world": asdict(world), "counts": counts, "drawing": DRAWING_VERSION}
     recipe = json.dumps(recipe, indent=1, sort_keys=True)

@@ -1,12 +1,12 @@
 """MiniCLIP's recipe: contrastive training of a small open_clip ViT on MiniVOC captions.
 
-InfoNCE between pictures and their captions is not enough for so small a model. So every picture
-also meets one prompt per class and background, in three ways: its class token and the mean of its
-patch tokens under a sigmoid loss (as in SigLIP; the CAMs of WeCLIP read the mean), and its patches
-one by one, each voting for one phrase. A patch that has seen the whole picture could vote for
-anything in it. So the second round also shows two pictures in one, a rectangle of the second pasted
-into the first, and each part's patches answer for their own picture alone. In the third, patches
-vote again after their values were spread along the attention. No mask is used.
+InfoNCE between pictures and captions is not enough for such a small model. So every picture is also
+compared with one prompt per class and background. Its class token and the mean of its patch tokens
+get a sigmoid loss (as in SigLIP; WeCLIP's CAMs use the mean). From the second round on, each patch
+also has one vote, which it shares over the phrases. But a patch could vote for any object in its
+picture. So half of the pictures now have a rectangle of another picture pasted in, and the patches
+of each part answer only for their own picture. In the third round patches vote again, after their
+values are spread along the attention. No mask is used.
 """
 
 import json
@@ -41,12 +41,12 @@ MEAN, STD = (255 * values[0] for values in MINICLIP_STATISTICS)  # of pixels in 
 
 
 def phase(step: int, recipe: Pretraining) -> Phase:
-    """The phase that a step belongs to."""
+    """Return the phase of a step."""
     return next(phase for phase in recipe.phases if step < phase.until)
 
 
 def samples_before(step: int, recipe: Pretraining) -> int:
-    """Pictures shown in the steps before this one."""
+    """Count the pictures shown in the steps before this one."""
     total, start = 0, 0
     for stage in recipe.phases:
         total += (min(step, stage.until) - min(step, start)) * stage.batch
@@ -58,7 +58,7 @@ def samples_before(step: int, recipe: Pretraining) -> int:
 
 
 def _draw_shard(path: Path, seed: int, start: int, stop: int, world: World) -> Path:
-    """Draw pictures start..stop of the stream to one .npz file, unless it is there."""
+    """Draw pictures start to stop - 1 of a seed into one .npz file, unless the file exists."""
     if not path.exists():
         scenes = [draw(seed, index, world) for index in range(start, stop)]
         told = np.array([[p in s.classes or p == s.background for p in PHRASES] for s in scenes])
@@ -73,7 +73,7 @@ def _draw_shard(path: Path, seed: int, start: int, stop: int, world: World) -> P
 
 
 def draw_pool(folder: Path, recipe: Pretraining, world: World, *, processes: int) -> list[Path]:
-    """Draw the recipe's pictures ahead, in shards; what is there already is kept."""
+    """Draw the recipe's pictures before the training, in shards; existing shards are kept."""
     starts = range(0, recipe.pictures, recipe.shard)
     with ProcessPoolExecutor(processes) as pool:
         jobs = [
@@ -91,7 +91,7 @@ def draw_pool(folder: Path, recipe: Pretraining, world: World, *, processes: int
 
 
 class Pool:
-    """All pictures in memory, and the batch of any step as a pure function of the step."""
+    """All pictures, in memory. The batch of a step depends only on the step."""
 
     def __init__(self, shards: list[Path], recipe: Pretraining, tokenizer) -> None:
         parts = [np.load(path) for path in shards]
@@ -102,7 +102,7 @@ class Pool:
         self.recipe = recipe
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (batch, 3, height, width) uint8, tokens and multi-hot phrases of a step."""
+        """Return uint8 images (batch, 3, height, width), tokens and multi-hot phrases of a step."""
         size = phase(step, self.recipe).batch
         largest = max(phase.batch for phase in self.recipe.phases)
         per_epoch = len(self.images) // largest * largest
@@ -114,7 +114,7 @@ class Pool:
 
 
 def _augment(images: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-    """One random crop a batch, resized to `size` pixels; flips, contrast, light; normalised."""
+    """Crop a batch at random, resize it to `size`, flip, normalise, change contrast and light."""
     side = images.shape[-1]
     window = int(rng.integers(int(0.85 * side), side + 1))
     top, left = rng.integers(0, side - window + 1, 2)
@@ -132,7 +132,7 @@ def _augment(images: Tensor, size: int, rng: np.random.Generator) -> Tensor:
 
 
 def _prompts(rng: np.random.Generator) -> list[str]:
-    """Every class and background in a random template; classes with or without article."""
+    """Write every class and background in a random template; classes may have an article."""
     prompts = []
     for phrase in PHRASES:
         article = rng.random() < 0.5 and phrase in MINIVOC_CLASSES
@@ -152,19 +152,19 @@ def encode_tokens(
     kept: Integer[Tensor, "batch kept"] | None = None,
     run: Callable = run_block,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, what the last block's values say, and what they say once spread along attention.
+    """Return tokens, the last block's values, and these values spread along the attention.
 
     Only every `stride`-th block runs.
 
     Args:
         kept: The patches that go through the blocks; None: all.
-        run: `run_block`, or its compiled twin.
+        run: `run_block`, or its compiled version.
 
     Returns:
-        Tokens (batch, 1 + kept, width) before the projection; the same of what each token's value
-        in the last block's attention would add to a token that attends to it alone (the dense
-        read-out of MaskCLIP, Zhou et al., ECCV 2022); and that, averaged along the attention of
-        the last two thirds of the blocks, which is WeCLIP's static affinity.
+        Tokens (batch, 1 + kept, width) before the projection; the values of the last block's
+        attention after its output layer, in the same shape (the dense read-out of MaskCLIP,
+        Zhou et al., ECCV 2022); and these values, averaged along the mean attention of the last
+        two thirds of the blocks (WeCLIP's static affinity).
     """
     tokens, _ = embed(visual, images)
     if kept is not None:
@@ -187,7 +187,7 @@ def encode_tokens(
 
 
 def encode_pooled(visual: nn.Module, images: Tensor, *, stride: int = 1) -> Tensor:
-    """Unit embeddings (2, batch, embedding) of the class token and of the mean patch token."""
+    """Return unit embeddings (2, batch, embedding) of the class token and the mean patch token."""
     tokens, _, _ = encode_tokens(visual, images, stride=stride)
     pooled = torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)])
     return F.normalize(pooled.float() @ visual.proj, dim=-1)
@@ -195,19 +195,19 @@ def encode_pooled(visual: nn.Module, images: Tensor, *, stride: int = 1) -> Tens
 
 @dataclass(frozen=True)
 class Regions:
-    """Parts of pictures, and what each has to answer: a whole picture, or either of two."""
+    """Regions and their true phrases. A region is a whole picture, or one part of a mixed one."""
 
     picture: Integer[Tensor, " region"]  # row of the batch
-    patches: Bool[Tensor, "region patch"]  # of those that went through the blocks
-    told: Float[Tensor, "region phrase"]  # 1: the phrase is true of the picture that shows there
+    patches: Bool[Tensor, "region patch"]  # of the patches that went through the blocks
+    told: Float[Tensor, "region phrase"]  # 1: the phrase is true of the region's own picture
     weight: Float[Tensor, "region phrase"]
 
 
-PART_WEIGHT = 0.2  # of what a pasted part should show: it may have been cut off
+PART_WEIGHT = 0.2  # of true phrases for a pasted part: their object may have been cut off
 
 
 def _rectangle(side: int, rng: np.random.Generator) -> Bool[Tensor, "side side"]:
-    """A random rectangle, of about a quarter to 45 % of the grid."""
+    """Draw a random rectangle, of about 25 to 45 % of the grid."""
     height = int(rng.integers(2 * side // 5, 4 * side // 5 + 1))
     width = int(np.clip(round(rng.uniform(0.25, 0.45) * side**2 / height), 1, side))
     top, left = rng.integers(0, (side - height + 1, side - width + 1))
@@ -225,8 +225,8 @@ def mix(
 ) -> tuple[Float[Tensor, "batch 3 side side"], Regions]:
     """Paste into each of the last `count` pictures the rectangle `inside` of the one before it.
 
-    A pasted part has surely nothing that its picture has not; whether it shows what its picture has
-    is uncertain, and weighs less.
+    A phrase that is false for a picture is also false for its pasted part. A true phrase may be
+    false there, so it has less weight.
     """
     plain = len(images) - count
     rows = torch.arange(len(images))
@@ -245,7 +245,7 @@ def mix(
     return images, Regions(rows, patches, truth, weight)
 
 
-VOTE_POWER = 24  # of the power mean over patches: 1 is the mean, infinity the maximum
+VOTE_POWER = 24  # power of the mean over patches; 1: the plain mean, infinity: the maximum
 
 
 def phrase_losses(
@@ -255,18 +255,18 @@ def phrase_losses(
     phrases: Float[Tensor, "phrase embedding"],
     regions: Regions,
 ) -> list[Tensor]:
-    """Losses of the mean over a region's patches, and of its patches' votes, against all phrases.
+    """Compute the losses of each region's mean patch, and of its patches' votes, for all phrases.
 
-    Every patch spreads one vote over the phrases, by the softmax of its reading; a region's score
-    of a phrase is the power mean of its patches' votes.
+    Every patch shares one vote over the phrases, by the softmax of its reading. A region's score
+    for a phrase is the power mean of its patches' votes.
 
     Args:
-        tokens: Of patches, as `encode_tokens` gives them.
-        readings: Likewise, the values, plain and spread. Grad-CAM at the last block's input sees
-            what values carry, no more; and CAMs are spread along the attention.
+        tokens: Patch tokens from `encode_tokens`.
+        readings: Values from `encode_tokens`, plain and spread. Grad-CAM at the last block's input
+            sees only the content of the values, and CAMs are spread along the attention.
 
     Returns:
-        The loss of the mean, and that of the votes of each of the readings.
+        The loss of the mean, and the loss of the votes of each reading.
     """
     scale = clip.logit_scale.exp()
     share = regions.patches.float()
@@ -295,7 +295,7 @@ def class_token_losses(
     phrases: Float[Tensor, "phrase embedding"],
     told: Float[Tensor, "picture phrase"],
 ) -> tuple[Tensor, Tensor]:
-    """InfoNCE of pictures and captions; sigmoid loss of pictures and phrases."""
+    """Compute InfoNCE of pictures and captions, and the sigmoid loss of pictures and phrases."""
     scale = clip.logit_scale.exp()
     embedded = F.normalize(tokens.float() @ clip.visual.proj, dim=-1)
     logits = scale * embedded @ captions.T
@@ -308,10 +308,10 @@ def class_token_losses(
 
 @torch.no_grad()
 def grow(visual: nn.Module) -> None:
-    """Give every odd block the weights of the one before it, and outputs of zero.
+    """Give every odd block the weights of the block before it, but outputs of zero.
 
-    A model that was trained on its even blocks computes the same as before, and has twice the
-    blocks to go on with.
+    A model trained on its even blocks still computes the same. Its training can go on with twice
+    as many blocks.
     """
     blocks = visual.transformer.resblocks
     for old, new in zip(blocks[::2], blocks[1::2], strict=True):
@@ -322,7 +322,7 @@ def grow(visual: nn.Module) -> None:
 
 
 def build_optimizers(clip: nn.Module, recipe: Pretraining) -> list[torch.optim.Optimizer]:
-    """Muon on the matrices of the blocks, AdamW on everything else."""
+    """Build Muon for the matrices of the blocks, and AdamW for everything else."""
     matrices = [p for n, p in clip.named_parameters() if p.ndim == 2 and "resblocks" in n]
     chosen = {id(p) for p in matrices}
     others = [p for p in clip.parameters() if id(p) not in chosen]
@@ -333,7 +333,7 @@ def build_optimizers(clip: nn.Module, recipe: Pretraining) -> list[torch.optim.O
 
 
 def learning_rate_factor(step: int, recipe: Pretraining) -> float:
-    """Linear warm-up, a plateau, then linear decay to zero."""
+    """Return the factor of a step: linear warm-up, then constant, then linear decay to zero."""
     warm = (step + 1) / recipe.warmup
     decay = (recipe.steps - step) / recipe.decay
     return min(warm, decay, 1.0)
@@ -343,9 +343,9 @@ def learning_rate_factor(step: int, recipe: Pretraining) -> float:
 
 
 def mean_average_precision(scores: Tensor, truth: Tensor) -> float:
-    """Average precision of each column's ranking, (n, classes), averaged over the columns.
+    """Average the average precision of each column's ranking, (n, classes), over the columns.
 
-    A column with no hit has no average precision and is left out.
+    A column without a hit has no average precision and is left out.
     """
     order = scores.argsort(dim=0, descending=True)
     hits = truth.gather(0, order)
@@ -357,10 +357,10 @@ def mean_average_precision(scores: Tensor, truth: Tensor) -> float:
 def zero_shot_scores(
     clip: nn.Module, tokenizer, images: Tensor, told: Tensor, *, stride: int = 1
 ) -> dict[str, float]:
-    """Zero-shot scores of both poolings on uint8 images (n, 3, height, width) and their phrases.
+    """Score both poolings zero-shot on uint8 images (n, 3, height, width) and their phrases.
 
-    `accuracy`: of the right class first, over pictures with one class. `mAP`: mean over classes
-    of average precision, over all pictures.
+    `accuracy` is the share of one-class pictures whose class comes first. `mAP` is the mean of the
+    classes' average precision over all pictures.
     """
     clip.eval()
     names = tokenizer([TEMPLATES[0].format(name) for name in MINIVOC_CLASSES])
@@ -382,7 +382,7 @@ def zero_shot_scores(
 # --- the loop --------------------------------------------------------------------------------
 
 
-# In this order everywhere; their weights are fields of `Pretraining`.
+# The losses have this order everywhere. Their weights are fields of `Pretraining`.
 LOSSES = ("info_nce", "class_token", "patch_mean", "patch_vote", "spread_vote")
 
 
@@ -394,7 +394,7 @@ def step_losses(
     rng: np.random.Generator,
     run: Callable = run_block,
 ) -> Float[Tensor, " loss"]:
-    """The losses of a batch of `Pool`, ordered as `LOSSES`; all randomness comes from `rng`."""
+    """Compute a `Pool` batch's losses in the order of `LOSSES`, with all randomness from `rng`."""
     images, captions, told = batch
     images = _augment(images, stage.size, rng)
     side = stage.size // clip.visual.patch_size[0]
@@ -437,8 +437,8 @@ def train(
 ) -> nn.Module:
     """Train `clip` in place for a round, or go on from `folder`/state.pt; log to log.jsonl there.
 
-    Every random choice of a step is drawn from the seed and the step's number, so a run that was
-    interrupted goes on as if it had not been.
+    Every random choice depends only on the seed and the step's number. So an interrupted run
+    continues as if without interruption.
 
     Args:
         evaluate: Called as evaluate(clip, stride) at every checkpoint; its scores are logged.
@@ -496,7 +496,7 @@ def train(
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption or a prompt of the recipe can hold."""
+    """List every word that a caption or a prompt of the recipe can have."""
     sentences = " ".join((*TEMPLATES, *PHRASES, "a an and on with in front of background"))
     return sorted(set(sentences.replace("{}", " ").replace(".", " ").split()))
 
@@ -554,8 +554,8 @@ def export(clip: nn.Module, folder: Path, card: dict) -> None:
     """Write the weights in half precision, and the card, as JSON and as a page.
 
     Args:
-        card: `rounds`, `world`, `samples`, `time`, and the scores `val`; the hash, the size and the
-            vocabulary are added.
+        card: `rounds`, `world`, `samples`, `time`, and the scores `val`. The function adds hash,
+            size and vocabulary.
     """
     tensors = {name: tensor.half().contiguous() for name, tensor in clip.state_dict().items()}
     path = folder / "MiniCLIP.safetensors"
@@ -578,7 +578,7 @@ def export(clip: nn.Module, folder: Path, card: dict) -> None:
 
 
 def run(arguments: Pretrain) -> None:
-    """`weclip pretrain`."""
+    """Run `weclip pretrain`."""
     register_miniclip()
     world = World()
     tokenizer = open_clip.get_tokenizer("MiniCLIP")

@@ -1,43 +1,43 @@
-"""How MiniVOC draws, and how MiniCLIP is trained: one field a line with value and unit."""
+"""Settings of MiniVOC's drawing and MiniCLIP's training: one field a line, with value and unit."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class World:
-    """How MiniVOC draws: each difficulty of weak supervision is a dial."""
+    """Settings of MiniVOC's drawing; they set how difficult weak supervision is."""
 
     size: int = 160  # pixels a side: 20x20 patches of 8, as 320/16 in the paper
     object_counts: tuple[float, float, float] = (0.4, 0.4, 0.2)  # chance of 1, 2, 3 objects
     object_radius: tuple[float, float] = (0.2, 0.44)  # half the size, of the picture's side
-    co_occurrence: float = 0.35  # chance that the background is the first object's usual one
+    co_occurrence: float = 0.35  # chance that the first object has its usual background
     clutter: float = 0.5  # chance of one to three shapes of no class behind the objects
     occlusion: float = 0.25  # chance, per object, of clutter in front of it
-    min_visible: float = 0.35  # of its area; an object more hidden is void and not a label
+    min_visible: float = 0.35  # part of its area; an object with less is ignored and gives no label
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of pre-training."""
+    """One part of the pre-training."""
 
     until: int  # step at which it ends
-    stride: int  # every so many-th block runs; the rest join, computing nothing at first
+    stride: int  # 2: every second block runs; the others join later with outputs of zero
     size: int  # pixels a side
-    kept: int  # patches of a picture that go through the blocks, drawn at random
+    kept: int  # patches of a picture that go through the blocks, chosen at random
     batch: int  # pictures
-    mixed: float = 0.0  # part of the batch that shows two pictures each
+    mixed: float = 0.0  # part of the batch with two pictures in one
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A round of MiniCLIP's training; the model is data/miniclip/MiniCLIP.json."""
+    """Settings of a round of MiniCLIP's training; data/miniclip/MiniCLIP.json has the model's."""
 
     phases: tuple[Phase, ...]
-    seed: int  # of the pictures and of everything random; apart from all splits
-    pictures: int = 60_000  # drawn once, then sampled without replacement each epoch
+    seed: int  # for the pictures and everything random; no split uses it
+    pictures: int = 60_000  # drawn once, then sampled without replacement in each epoch
     shard: int = 1_000  # pictures a file
     warmup: int = 100  # steps
-    decay: int = 2000  # last steps, over which the rates fall to zero
+    decay: int = 2000  # last steps, in which the learning rates fall to zero
     lr_matrices: float = 6e-3  # Muon
     lr_others: float = 1.5e-3  # AdamW
     weight_decay: float = 0.01
@@ -45,7 +45,7 @@ class Pretraining:
     class_token: float = 0.5  # weight of the class token against phrases
     patch_mean: float = 0.5  # weight of the mean over patches against phrases
     patch_vote: float = 0.0  # weight of the patches' votes for phrases
-    spread_vote: float = 0.0  # weight of their votes once spread along the attention
+    spread_vote: float = 0.0  # weight of their votes after spreading along the attention
     checkpoint_every: int = 400  # steps
 
     @property
@@ -54,7 +54,7 @@ class Pretraining:
 
 
 MINICLIP_ROUNDS = (
-    Pretraining(  # to see at all
+    Pretraining(  # learn to recognise pictures
         seed=1000,
         phases=(
             Phase(until=1000, stride=2, size=112, kept=98, batch=128),
@@ -63,7 +63,7 @@ MINICLIP_ROUNDS = (
             Phase(until=5600, stride=1, size=160, kept=200, batch=64),
         ),
     ),
-    Pretraining(  # to see what is where
+    Pretraining(  # learn where things are
         seed=1001,
         phases=(
             Phase(until=1500, stride=1, size=160, kept=128, batch=64, mixed=0.5),
@@ -75,7 +75,7 @@ MINICLIP_ROUNDS = (
         patch_mean=1.5,
         patch_vote=1.0,
     ),
-    Pretraining(  # to attend to what belongs together
+    Pretraining(  # learn attention between patches of one thing
         seed=1002,
         pictures=24_000,
         phases=(
