@@ -120,7 +120,7 @@ def save_picture(mode: str, kind: str, size: tuple[int, int], orientation: int, 
     exif[0x0112] = orientation
     try:
         image.save(path, format=kind, **({"exif": exif} if kind in ("PNG", "JPEG") else {}))
-    except OSError:  # a format that does not know the mode
+    except (OSError, ValueError):  # a format that does not know the mode
         image.convert("RGB").save(path, format=kind)
 
 

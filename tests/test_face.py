@@ -56,3 +56,13 @@ def test_a_command_is_found_by_its_old_module(line, tmp_path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     words = [*moved.COMMANDS.get(module, [module]), *arguments[:1]]
     assert done.returncode == 0 and f"usage: weclip {words[0]}" in done.stdout
+    assert "DeprecationWarning: this is now weclip" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [("train --profile smoke --out", "out"), ("predict a.jpg --out x --decoder", "decoder")],
+)
+def test_an_empty_path_is_not_the_current_folder(line, option) -> None:
+    with pytest.raises(SystemExit, match=f"error: --{option} is empty: give a path"):
+        weclip_lib.__main__.main([*line.split(), ""])

@@ -278,5 +278,9 @@ def test_hundred_thousand_rows(tmp_path) -> None:
     found: list[str] = []
     began = time.process_time()
     listing = read_listing(tmp_path, "train", ("cat", "dog"), found.append)
-    assert time.process_time() - began < 5
+    whole = time.process_time() - began
+    (tmp_path / "labels.csv").write_text(f"file,tags\n{text[: text.index('010000.jpg')]}")
+    began = time.process_time()
+    read_listing(tmp_path, "train", ("cat", "dog"), [].append)
+    assert whole < 30 * (time.process_time() - began)  # a tenth of the rows; not its square
     assert len(listing.names) == 50 and "(99950 such rows)" in found[0]

@@ -4,7 +4,9 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib import import_module
+from itertools import pairwise
 
 import tyro
 
@@ -37,15 +39,28 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _refuse_empty_paths(arguments: Sequence[str]) -> None:
+    """Refuse `--out ""`, which would mean the current folder; a script's variable is unset then."""
+    if not arguments or arguments[0] not in COMMANDS:
+        return
+    settings = fields(COMMANDS[arguments[0]][0])
+    paths = {field.name for field in settings if "Path" in str(field.type)}
+    for option, value in pairwise(arguments):
+        if value == "" and option.removeprefix("--") in paths:
+            raise ValueError(f"{option} is empty: give a path")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; an expected error prints one line with `error:` and no traceback."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        _refuse_empty_paths(given)
         with _interruptible():
             chosen = tyro.extras.subcommand_cli_from_dict(
                 {name: settings for name, (settings, _, _) in COMMANDS.items()},
                 prog="weclip",
                 description="Weakly supervised segmentation with a frozen CLIP.",
-                args=sys.argv[1:] if arguments is None else list(arguments),
+                args=given,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
             module, function = next(

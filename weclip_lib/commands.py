@@ -19,7 +19,7 @@ class Train:
 
     profile: str  # voc, coco, folder; mini to try
     out: Path  # folder of checkpoints and curves
-    data_dir: str = ""  # folder of the pictures; default data/<profile>
+    data_dir: str = ""  # folder of the pictures; default data/<profile>; profile folder needs it
     split: str = ""  # split to train on; default the profile's
     pictures: int = 0  # use only the first so many; 0: all
     supervised: bool = False  # learn from masks, not from tags
@@ -57,7 +57,7 @@ class Score:
     decoder: Path  # a trained.safetensors
     out: Path  # folder
     profile: str = ""  # of the data; default the decoder's
-    data_dir: str = ""  # folder of the data; default data/<profile>
+    data_dir: str = ""  # folder of the data; default data/<profile>; profile folder needs it
     split: str = "val"  # of the data
     pictures: int = 0  # use only the first so many; 0: all
     weights: str = ""  # of the backbone, if they moved

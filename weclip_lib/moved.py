@@ -54,9 +54,10 @@ class _Loader(InspectLoader):
     def get_source(self, fullname: str) -> str:
         command = COMMANDS.get(self.old, [self.old])
         lines = (
-            "import sys",
+            "import sys, warnings",
             "from weclip_lib.__main__ import main",
             "if __name__ == '__main__':  # processes that are started import this, too",
+            f"    warnings.warn('this is now weclip {' '.join(command)}', DeprecationWarning)",
             f"    main([*{command}, *sys.argv[1:]])",
         )
         return "\n".join(lines)

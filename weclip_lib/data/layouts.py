@@ -51,6 +51,8 @@ def find_place(folder: Path, places: Sequence[str], sign: str) -> Path:
     Raises:
         ValueError: If no place has it.
     """
+    if not folder.exists():
+        raise ValueError(f"{folder} is not there: give the folder of the data set")
     for place in places:
         if (folder / place / sign).exists():
             return folder / place

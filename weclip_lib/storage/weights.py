@@ -171,7 +171,7 @@ def _by_tag(name: str, tag: str) -> nn.Module:
     if tag not in tags:
         raise ValueError(
             f"weights {tag!r} are neither a file nor a tag of {name}: "
-            f"give a path, or one of {', '.join(tags) or 'no tags'}"
+            f"give a path, or one of {', '.join(tags) or 'miniclip'}"
         )
     _check_activation(name, f"weights {tag!r}", quick=_quick(name, tag))
     try:

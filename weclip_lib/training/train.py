@@ -151,7 +151,10 @@ def _run(chosen: Train, group: Group) -> None:
     backbone = load_backbone(setting.backbone, setting.weights, setting.statistics)
     size, crop = backbone.patch_size, setting.budget.crop
     if crop % size:
-        raise ValueError(f"crops of {crop} pixels are no multiple of a patch of {size}")
+        raise ValueError(
+            f"crops of {crop} pixels are no multiple of a patch of {size}: "
+            f"give --crop {max(size, crop - crop % size)}"
+        )
     images = _images(chosen, setting, data, size, group)
     seed_everything(chosen.seed)
     model = WeCLIP(backbone, setting.labels, setting.method, setting.decoder).to(group.device)

@@ -543,8 +543,8 @@ what a patch on an object reads in the last block, 14 % lay on the same class, h
 11 % of looking anywhere, because no vote had passed through it; so affinity spoiled the CAMs (56
 mIoU), and so did the RFM (59). Hence the third round, the last before the freeze, whatever it gave.
 Choices were made by MiniVOC val, by 48 to 300 pictures of the train split, and after the second
-round by one decoder with a seed that no table uses. The recipe in `config.py` is the run as it was;
-after the first round the weights were rounded to half precision.
+round by one decoder with a seed that no table uses. The recipe in `settings.py` is the run as it
+was; after the first round the weights were rounded to half precision.
 
 Its vocabulary: {words}.
 """
