@@ -223,7 +223,7 @@ class CamExplorer(PictureExplorer):
         if self.stages is None:
             return ""
         rows = self._listed(self.settings(), self.stages)
-        return "probabilities: " + ", ".join(f"{name} {value:.2f}" for name, value, _ in rows)
+        return "probabilities: " + ", ".join(f"{name} {value:.2g}" for name, value, _ in rows)
 
 
 class AffinityExplorer(PictureExplorer):
