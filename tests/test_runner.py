@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from weclip_lib.__main__ import main as weclip
-from weclip_lib.data import datasets
+from weclip_lib.data import datasets, profiles
 from weclip_lib.data.profiles import PROFILES
 from weclip_lib.storage.files import only_one
 from weclip_lib.studies import records, runner
@@ -180,10 +180,9 @@ def test_outputs_beside_the_pictures_are_no_pictures(notebook, tmp_path, instead
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_where_none_is_given_the_profile_says_which_folder(tmp_path, monkeypatch, name) -> None:
-    monkeypatch.setattr(datasets, "DATA", tmp_path)
-    monkeypatch.setattr(records, "DATA", tmp_path)
+    monkeypatch.setattr(profiles, "DATA", tmp_path)
     monkeypatch.setattr(datasets, "write_voc", lambda folder, counts: folder)
-    folder = records.default_data(name)
+    folder = PROFILES[name].default_folder
     (folder / "images").mkdir(parents=True)
     assert datasets.data_folder(PROFILES[name]) == folder
     declared = PARAMETERS + 'profile: str = "mini"'

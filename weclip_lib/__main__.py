@@ -63,9 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 args=given,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
-            module, function = next(
-                place for settings, *place in COMMANDS.values() if settings is type(chosen)
-            )
+            _, module, function = COMMANDS[given[0]]
             getattr(import_module(f"weclip_lib.{module}"), function)(chosen)
     except (ValueError, FloatingPointError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

@@ -25,8 +25,6 @@ from weclip_lib.labels import LabelSet
 from weclip_lib.storage.pictures import picture_problem, read_image, read_mask, squared
 from weclip_lib.world.minivoc import SPLIT_SEEDS, write_voc
 
-DATA = Path(__file__).resolve().parents[2] / "data"
-
 
 class LabelledImages:
     """The pictures of a split with their image-level labels; layouts.py says where they lie.
@@ -195,10 +193,10 @@ def data_folder(profile: Profile, data_dir: str = "") -> Path:
     Raises:
         ValueError: If pictures are missing that this library cannot draw.
     """
+    folder = Path(data_dir) if data_dir else profile.default_folder
     if any(profile.drawn):
-        folder = Path(data_dir) if data_dir else DATA / f"minivoc-{profile.name}"
         return write_voc(folder, dict(zip(SPLIT_SEEDS, profile.drawn, strict=True)))
-    folder = data_root(Path(data_dir) if data_dir else DATA / profile.name)
+    folder = data_root(folder)
     if not (is_own(folder) or (folder / "ImageSets").is_dir()):
         raise ValueError(
             f"no {profile.labels.name} at {folder}: see data/README.md, and pass data_dir"

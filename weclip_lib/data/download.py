@@ -27,7 +27,6 @@ from weclip_lib.data.layouts import data_root
 from weclip_lib.data.prepare import prepare_coco, prepare_sbd, prepare_voc
 from weclip_lib.data.profiles import Profile, get_profile
 from weclip_lib.storage.files import Unusable, check_writable, only_one, reading, whole
-from weclip_lib.storage.provenance import ROOT
 
 CHUNK = 1 << 20
 TRIES = 5  # of a download; each goes on where the last was cut off
@@ -399,7 +398,7 @@ def run(chosen: Download) -> None:
     Raises:
         ValueError: If something cannot be fetched, verified, unpacked or read.
     """
-    folder = chosen.to or default_folder(chosen.dataset)
+    folder = chosen.to or _profile(chosen.dataset).default_folder
     folders = [path for path in chosen.archive if path.is_dir()]
     if folders and len(chosen.archive) > 1:
         raise ValueError(f"{folders[0]} is a folder: give it alone, or give archives alone")
@@ -421,7 +420,7 @@ def prepare(chosen: Prepare) -> None:
     """
     folder = chosen.folder
     if chosen.dataset == "sbd":
-        folder = chosen.voc or default_folder("voc")
+        folder = chosen.voc or _profile("sbd").default_folder
     check_writable(folder)
     if chosen.dataset == "voc":
         prepare_voc(folder, labels=chosen.labels)
@@ -434,8 +433,3 @@ def prepare(chosen: Prepare) -> None:
 
 def _profile(dataset: str) -> Profile:
     return get_profile("coco" if dataset == "coco" else "voc")
-
-
-def default_folder(dataset: str) -> Path:
-    """Return where a data set is kept: data/voc, also for SBD, or data/coco."""
-    return ROOT / "data" / _profile(dataset).name

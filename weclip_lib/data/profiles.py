@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from weclip_lib.config import (
@@ -14,6 +15,9 @@ from weclip_lib.config import (
     one_of,
 )
 from weclip_lib.labels import COCO, MINIVOC, VOC, LabelSet
+from weclip_lib.storage.provenance import ROOT
+
+DATA = ROOT / "data"
 
 
 def check_scales(scales: Sequence[float]) -> None:
@@ -54,6 +58,11 @@ class Profile:
         check_scales(self.scales)
         for name in ("long_side", "inspected"):
             in_range(name, getattr(self, name), 0)
+
+    @property
+    def default_folder(self) -> Path:
+        """Where its pictures lie if no folder is given."""
+        return DATA / (f"minivoc-{self.name}" if any(self.drawn) else self.name)
 
 
 _MINI = Profile(

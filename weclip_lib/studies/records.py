@@ -13,7 +13,6 @@ from weclip_lib.data.profiles import get_profile
 from weclip_lib.storage.files import Unusable, files_below, in_a_line, reading, write_text
 from weclip_lib.storage.provenance import ROOT, library_hash, tree_hash
 
-DATA = ROOT / "data"
 POINTERS = ("data_dir", "weights", "run_dir")  # parameters that name files to read
 READ_WHOLE = (".csv", ".txt")  # lists are compared by content, others by size and time
 
@@ -55,12 +54,6 @@ def declared_parameters(notebook: Path) -> dict[str, Parameter]:
         }
 
 
-def default_data(profile: str) -> Path:
-    """Return the default folder of a profile's pictures."""
-    setting = get_profile(profile)
-    return DATA / (f"minivoc-{setting.name}" if any(setting.drawn) else setting.name)
-
-
 def _state(place: Path, out: Path) -> str:
     """Hash what lies at a path, but not below `out`; empty if nothing is there."""
     files = files_below(place) if place.is_dir() else {"": place} if place.exists() else {}
@@ -90,7 +83,7 @@ def states(notebook: Path, parameters: dict, out: Path) -> dict[str, str]:
         and "profile" in chosen
         and not about(notebook).get("makes_data")
     ):
-        places["data_dir"] = default_data(chosen["profile"])
+        places["data_dir"] = get_profile(chosen["profile"]).default_folder
     return {name: _state(place, out.resolve()) for name, place in places.items()}
 
 
