@@ -65,19 +65,6 @@ class Decoder(nn.Module):
         )
         self.classify = nn.Conv2d(dim, class_count, kernel_size=1)
 
-    @classmethod
-    def described(cls, note: dict, *, width: int, block_count: int) -> "Decoder":
-        """Build a decoder of the size in the note of a trained file (`train.trained_note`).
-
-        Args:
-            width: Width of the backbone's tokens.
-            block_count: Number of backbone blocks that have tokens.
-        """
-        shape = dict(note["decoder"])
-        fused = shape.pop("blocks") or block_count
-        classes = 1 + len(note["classes"])
-        return cls(width=width, class_count=classes, block_count=fused, **shape)
-
     def fused(
         self, tokens: Float[Tensor, "block batch patch width"]
     ) -> Float[Tensor, "batch patch dim"]:

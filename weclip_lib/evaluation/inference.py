@@ -111,6 +111,14 @@ def _check_words(name: str, words: object) -> None:
         raise ValueError(f"{name} are {str(words)[:80]}, not 1 to 254 different words")
 
 
+def described_decoder(note: dict, backbone: Backbone) -> Decoder:
+    """Build a decoder of the size in the note of a trained file (`read_about`)."""
+    size = dict(note["decoder"])
+    fused = size.pop("blocks") or len(backbone.blocks) - 1
+    classes = 1 + len(note["classes"])
+    return Decoder(width=backbone.width, class_count=classes, block_count=fused, **size)
+
+
 def load_segmenter(path: Path, *, weights: str = "", device: str = "cpu") -> Segmenter:
     """Load a decoder that `weclip train` wrote, and the backbone that it names.
 
@@ -125,8 +133,7 @@ def load_segmenter(path: Path, *, weights: str = "", device: str = "cpu") -> Seg
     """
     place, note, state = find_device(device), read_about(path), read_tensors(path)
     backbone = load_backbone(note["backbone"], weights or note["weights"], note["statistics"])
-    fused = len(backbone.blocks) - 1
-    decoder = Decoder.described(note, width=backbone.width, block_count=fused)
+    decoder = described_decoder(note, backbone)
     load_weights(decoder, state, str(path))
     return Segmenter(
         backbone.to(place),

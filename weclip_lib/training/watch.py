@@ -15,6 +15,7 @@ from torch import Tensor
 from weclip_lib.backbone import Backbone
 from weclip_lib.data.datasets import LabelledImages, batches, normalise
 from weclip_lib.decoder import Decoder
+from weclip_lib.evaluation.inference import described_decoder
 from weclip_lib.evaluation.scores import label_map
 from weclip_lib.model import Features, WeCLIP
 from weclip_lib.storage.files import reading, write_text
@@ -139,9 +140,7 @@ class Run:
         """
         made = {}
         for step, state in zip(self.steps, self.weights, strict=True):
-            decoder = Decoder.described(
-                self.note, width=backbone.width, block_count=len(backbone.blocks) - 1
-            )
+            decoder = described_decoder(self.note, backbone)
             load_weights(decoder, state, f"the run's step {step}")
             made[f"step {step}"] = decoder.eval()
         return made
