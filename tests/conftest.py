@@ -87,6 +87,7 @@ def smoke_study(tmp_path_factory) -> Study:
     """Of profile smoke, with pictures and kept results in folders of their own."""
     place = tmp_path_factory.mktemp("smoke")
     setting = get_profile("smoke")
+    (place / "data").mkdir()  # MiniVOC is drawn into an empty folder
     return Study(setting, data_folder(setting, str(place / "data")), place / "work")
 
 

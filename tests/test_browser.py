@@ -63,6 +63,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     notebook = nbformat.read(ROOT / "notebooks" / f"{NOTEBOOK}.ipynb", as_version=4)
     places = {name: str(folder / name) for name in ("data_dir", "work_dir", "out_dir")}
+    (folder / "data_dir").mkdir()
     told = {"profile": "smoke", "shown": 6, "steps": 20, **places}
     lines = "".join(f"{name} = {value!r}\n" for name, value in told.items())
     (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))

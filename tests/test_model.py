@@ -20,7 +20,7 @@ from weclip_lib.training.features import FeatureCache, static_labels
 from weclip_lib.training.loop import build_optimizer, train_decoder
 from weclip_lib.training.sources import CachedSource
 from weclip_lib.training.train import trained_decoder
-from weclip_lib.training.watch import rfm_labels
+from weclip_lib.training.watch import KeptLabels, rfm_labels
 from weclip_lib.world.minivoc import write_voc
 
 SMOKE = PROFILES["smoke"]
@@ -175,23 +175,19 @@ def test_training_repeats_bit_for_bit_and_is_kept(backbone, cache, static, tmp_p
         assert torch.equal(one, two) and torch.equal(one, three)
 
 
-def test_watching_changes_nothing(backbone, cache, static) -> None:
+def test_watching_changes_nothing(backbone, cache, static, tmp_path) -> None:
     budget, rows = replace(SMOKE.budget, steps=3), [1, 5, 7]
     torch.manual_seed(0)
     plain, watched = build(backbone), build(backbone)
     watched.decoder.load_state_dict(plain.decoder.state_dict())
     train_decoder(plain, CachedSource(cache, static.label), budget, seed=0)
-    run = train_decoder(
-        watched,
-        CachedSource(cache, static.label),
-        budget,
-        seed=0,
-        watcher=lambda now, _: rfm_labels(now, cache, rows),
-    )
+    kept = KeptLabels(cache, rows, tmp_path)
+    train_decoder(watched, CachedSource(cache, static.label), budget, seed=0, watcher=kept)
     weights = [model.decoder.state_dict().values() for model in (plain, watched)]
     assert all(torch.equal(one, two) for one, two in zip(*weights, strict=True))
-    assert run.watched_at == [1, 2, 3]
-    assert torch.equal(run.watched[-1], rfm_labels(watched, cache, rows))
+    labels, at = kept.read()
+    assert at == [1, 2, 3]
+    assert torch.equal(labels[-1], rfm_labels(watched, cache, rows))
 
 
 def test_training_on_some_rows(backbone, cache, static) -> None:

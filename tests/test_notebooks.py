@@ -45,7 +45,9 @@ def test_anatomy(path) -> None:
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     for title in ("## Checks", "## What we saw"):
         assert re.search(f"^{title}$", prose, re.MULTILINE)
-    assert "write_provenance" in code[-1].source
+    assert code[-1].source.startswith("experiment.finish(")
+    assert "begin(NAME, globals())" in code[2].source
+    assert {"settings", "device"} <= set(runner.declared_parameters(path))
     assert all(cell.get("outputs") == [] and cell.execution_count is None for cell in code)
 
 
@@ -165,6 +167,7 @@ def test_runs_in_smoke(path, tmp_path, monkeypatch) -> None:
     places = {name: str(tmp_path / name) for name in ("data_dir", "work_dir")}
     declared = runner.declared_parameters(path)
     parameters = {"profile": "smoke"} | {k: v for k, v in places.items() if k in declared}
+    (tmp_path / "data_dir").mkdir()
     assert runner.run_notebook(path, tmp_path, parameters)
     table = pd.read_csv(tmp_path / f"{path.stem}.csv")
     assert tuple(table.columns) == SCHEMAS[""]

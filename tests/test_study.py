@@ -18,6 +18,7 @@ BUDGET = replace(SMOKE.budget, steps=2)
 @pytest.fixture(scope="module")
 def study(tmp_path_factory) -> Study:
     folder = tmp_path_factory.mktemp("study")
+    (folder / "data").mkdir()
     return Study(SMOKE, data_folder(SMOKE, str(folder / "data")), folder)
 
 

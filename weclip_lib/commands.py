@@ -11,6 +11,9 @@ from weclip_lib.config import in_range
 
 SEEDS = 2**32 - 1  # the highest seed that numpy takes
 Device = Annotated[str, arg(metavar="NAME")]
+Settings = Annotated[  # of the profile: data.settings
+    UseAppendAction[tuple[tuple[str, str], ...]], arg(aliases=["-s"], metavar="NAME VALUE")
+]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Train:
     accumulate: int = 1  # split each batch of a process into so many parts
     seed: int = 0  # for everything random
     bf16: bool = False  # autocast in bfloat16
-    device: Device = ""  # cpu, cuda, cuda:1, mps; default: a GPU if there is one
+    device: Device = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
+    s: Settings = ()  # a setting, such as box_threshold 0.3; repeatable
     workers: int = min(4, os.cpu_count() or 1)  # processes that read and augment pictures
     checkpoint_every: int = 1000  # steps
     validate_every: int = 0  # steps; 0: never
@@ -61,7 +65,7 @@ class Score:
     split: str = "val"  # of the data
     pictures: int = 0  # use only the first so many; 0: all
     weights: str = ""  # of the backbone, if they moved
-    device: Device = ""  # cpu, cuda, cuda:1, mps; default: a GPU if there is one
+    device: Device = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
 
     def __post_init__(self) -> None:
         in_range("pictures", self.pictures, 0, 2**31 - 1)
@@ -80,7 +84,7 @@ class Predict:
     voc_server: bool = False  # use the folders that VOC's server expects
     batch: int = 1  # pictures of one size at a time
     weights: str = ""  # of the backbone, if they moved
-    device: Device = ""  # cpu, cuda, cuda:1, mps; default: a GPU if there is one
+    device: Device = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -130,6 +134,7 @@ class Run:
     p: Annotated[
         UseAppendAction[tuple[tuple[str, str], ...]], arg(aliases=["-p"], metavar="NAME VALUE")
     ] = ()
+    s: Settings = ()  # a setting, such as box_threshold 0.3; repeatable
 
     def __post_init__(self) -> None:
         in_range("processes", self.processes, 1)

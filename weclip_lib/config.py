@@ -127,6 +127,7 @@ class Budget:
     weight_decay: float = 0.01  # official
     warmup: int = 50  # steps; official
     crop: int = 320  # pixels a side; official
+    bf16: bool = False  # autocast in training; official: half precision
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "crop"):

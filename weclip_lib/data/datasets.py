@@ -5,7 +5,7 @@
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property, partial
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from weclip_lib.data.agreement import MANY, check_masks
 from weclip_lib.data.layouts import data_root, is_own, own_labels, read_listing
 from weclip_lib.data.profiles import Profile, get_profile
+from weclip_lib.data.settings import with_settings
 from weclip_lib.labels import LabelSet
 from weclip_lib.storage.pictures import picture_problem, read_image, read_mask, squared
 from weclip_lib.world.minivoc import SPLIT_SEEDS, write_voc
@@ -165,17 +166,20 @@ def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
         yield list(order[start : start + size])
 
 
-def open_profile(name: str, data_dir: str = "", weights: str = "") -> tuple[Profile, Path]:
+def open_profile(
+    name: str, data_dir: str = "", weights: str = "", settings: Mapping[str, object] = {}
+) -> tuple[Profile, Path]:
     """Return a profile and the folder of its pictures; a user's own folder names the classes.
 
     Args:
         data_dir: Where the pictures are; empty: as in `data_folder`.
         weights: A tag or a file for the backbone; empty: the profile's.
+        settings: Changed settings, as in `settings.with_settings`.
 
     Raises:
-        ValueError: If there is no such profile, or its pictures are not there.
+        ValueError: If there is no such profile or setting, or its pictures are not there.
     """
-    profile = get_profile(name)
+    profile = with_settings(get_profile(name), settings)
     if name == "folder" and not data_dir:
         raise ValueError("profile folder needs data_dir: a folder with images/ and labels.csv")
     folder = data_folder(profile, data_dir)
@@ -188,14 +192,17 @@ def data_folder(profile: Profile, data_dir: str = "") -> Path:
     """Return the folder of a profile's pictures; draw MiniVOC there first if necessary.
 
     Args:
-        data_dir: Where the pictures are; empty: data/<profile>, or data/minivoc-<profile>.
+        data_dir: Where the pictures are; empty: data/<profile>, or data/minivoc-<profile>. MiniVOC
+            is drawn into an empty folder.
 
     Raises:
-        ValueError: If pictures are missing that this library cannot draw.
+        ValueError: If the folder is not there, or lacks pictures that this library cannot draw.
     """
+    if data_dir and not Path(data_dir).is_dir():
+        raise ValueError(f"data_dir is {data_dir}: there is no such folder, seen from {Path.cwd()}")
     folder = Path(data_dir) if data_dir else profile.default_folder
     if any(profile.drawn):
-        return write_voc(folder, dict(zip(SPLIT_SEEDS, profile.drawn, strict=True)))
+        return write_voc(folder, dict(zip(SPLIT_SEEDS, profile.drawn, strict=True)), profile.world)
     folder = data_root(folder)
     if not (is_own(folder) or (folder / "ImageSets").is_dir()):
         raise ValueError(

@@ -26,7 +26,15 @@ from weclip_lib.data.doctor import examine
 from weclip_lib.data.layouts import data_root
 from weclip_lib.data.prepare import prepare_coco, prepare_sbd, prepare_voc
 from weclip_lib.data.profiles import Profile, get_profile
-from weclip_lib.storage.files import Unusable, check_writable, only_one, reading, whole
+from weclip_lib.storage.files import (
+    Unusable,
+    check_writable,
+    is_there,
+    nearest_there,
+    only_one,
+    reading,
+    whole,
+)
 
 CHUNK = 1 << 20
 TRIES = 5  # of a download; each goes on where the last was cut off
@@ -310,11 +318,11 @@ def extract(path: Path, folder: Path, *, only: Sequence[str] = ()) -> None:
         missing, clashes = {}, []
         for place, entry in _places(path, entries, only).items():
             target = folder / place
-            if not _is_there(target):
+            if not is_there(target):
                 missing[target] = entry
             elif not target.is_file() or target.stat().st_size != entry.size:
                 clashes.append(target)
-        parents = {_nearest(target.parent) for target in missing}
+        parents = {nearest_there(target.parent) for target in missing}
         clashes += sorted(parent for parent in parents if not parent.is_dir())
         if clashes:
             raise ValueError(
@@ -329,23 +337,13 @@ def extract(path: Path, folder: Path, *, only: Sequence[str] = ()) -> None:
                     written.write(chunk)
 
 
-def _is_there(path: Path) -> bool:
-    """Return whether something has that name, even a link that leads nowhere."""
-    return path.exists() or path.is_symlink()
-
-
-def _nearest(path: Path) -> Path:
-    """Return the path, or the nearest folder above it, that exists."""
-    return next(p for p in (path.absolute(), *path.absolute().parents) if _is_there(p))
-
-
 def _check_room(folder: Path, needed: int, what: str) -> int:
     """Return how many bytes are free.
 
     Raises:
         ValueError: If they are fewer than needed.
     """
-    free = shutil.disk_usage(_nearest(folder)).free
+    free = shutil.disk_usage(nearest_there(folder)).free
     if needed > free:
         raise ValueError(
             f"{folder} has {free / 1e9:.1f} GB free, and {what} needs {needed / 1e9:.1f} GB: "

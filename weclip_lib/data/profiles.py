@@ -1,11 +1,13 @@
 """A profile names a data set, a backbone and a budget; all profiles use the same method."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 from weclip_lib.config import (
+    CRF,
     OFFICIAL_SWITCHES,
     STATISTICS,
     Budget,
@@ -16,6 +18,7 @@ from weclip_lib.config import (
 )
 from weclip_lib.labels import COCO, MINIVOC, VOC, LabelSet
 from weclip_lib.storage.provenance import ROOT
+from weclip_lib.world.settings import World
 
 DATA = ROOT / "data"
 
@@ -44,25 +47,35 @@ class Profile:
     method: Method = field(default_factory=Method)
     decoder: DecoderShape = field(default_factory=DecoderShape)
     budget: Budget = field(default_factory=Budget)
+    crf: CRF = field(default_factory=CRF)
     scales: tuple[float, ...] = (1.0, 0.75)  # of inference; official
     long_side: int = 0  # pixels of a picture's longer side at inference; 0: as it is; official: 512
     train_split: str = "train"
     scored_splits: tuple[str, ...] = ("val", "test")  # with masks, for the scores of decoders
     inspected: int = 0  # training pictures whose pseudo labels are scored and shown; 0: all
     augment: bool = False  # rescale and crop anew in every step; else keep features
-    # MiniVOC only: pictures drawn for (train, val, test)
+    # MiniVOC only: pictures drawn for (train, val, test), and how
     drawn: tuple[int, int, int] = (0, 0, 0)
+    world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
         one_of("statistics", self.statistics, STATISTICS)
         check_scales(self.scales)
         for name in ("long_side", "inspected"):
             in_range(name, getattr(self, name), 0)
+        if len(self.drawn) != 3 or (any(self.drawn) and min(self.drawn) < 1):
+            raise ValueError(f"drawn is {self.drawn}: give numbers for train, val and test")
 
     @property
     def default_folder(self) -> Path:
-        """Where its pictures lie if no folder is given."""
-        return DATA / (f"minivoc-{self.name}" if any(self.drawn) else self.name)
+        """Where its pictures lie if no folder is given; another world has another folder."""
+        if not any(self.drawn):
+            return DATA / self.name
+        usual = PROFILES.get(self.name)
+        if usual and (self.drawn, self.world) == (usual.drawn, usual.world):
+            return DATA / f"minivoc-{self.name}"
+        about = repr((self.drawn, asdict(self.world)))
+        return DATA / f"minivoc-{self.name}-{sha256(about.encode()).hexdigest()[:8]}"
 
 
 _MINI = Profile(

@@ -247,6 +247,7 @@ def score_labels(
     for part in tqdm(list(batches(chosen, batch)), desc="scoring labels", unit="batch"):
         masks = [torch.from_numpy(dataset.mask(row)) for row in part]
         for name, found in label(part).items():
-            tables = [confusion_matrix(f, m, count) for f, m in zip(found, masks, strict=True)]
+            pairs = zip(found.cpu(), masks, strict=True)
+            tables = [confusion_matrix(one, mask, count) for one, mask in pairs]
             totals[name] = totals.get(name, 0) + torch.stack(tables).sum(0)
     return totals

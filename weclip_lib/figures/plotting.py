@@ -12,6 +12,7 @@ from jaxtyping import Integer, UInt8
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.ticker import LogLocator, StrMethodFormatter
+from torch import Tensor
 
 from weclip_lib.labels import IGNORE_INDEX, LabelSet
 
@@ -51,9 +52,14 @@ def heat_colours() -> np.ndarray:
     return (plt.get_cmap(HEAT)(np.arange(256))[:, :3] * 255).astype(np.uint8)
 
 
-def label_image(label: np.ndarray, labels: LabelSet) -> np.ndarray:
+def as_array(values: np.ndarray | Tensor) -> np.ndarray:
+    """Return values of any device as an array."""
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def label_image(label: np.ndarray | Tensor, labels: LabelSet) -> np.ndarray:
     """Convert a label map to RGB."""
-    return colours(labels.class_count)[np.asarray(label)]
+    return colours(labels.class_count)[as_array(label)]
 
 
 def overlay(
@@ -74,7 +80,7 @@ def overlay(
 
 
 def image_grid(
-    rows: Sequence[Sequence[np.ndarray]],
+    rows: Sequence[Sequence[np.ndarray | Tensor]],
     *,
     titles: Sequence[str] = (),
     row_titles: Sequence[str] = (),
@@ -95,7 +101,7 @@ def image_grid(
         for axis in row:
             axis.set(xticks=[], yticks=[])
             axis.set_frame_on(False)
-        for axis, picture in zip(row, line, strict=False):
+        for axis, picture in zip(row, map(as_array, line), strict=False):
             if picture.ndim == 2:
                 axis.imshow(picture, cmap=HEAT, vmin=0, vmax=1)
             else:

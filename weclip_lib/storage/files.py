@@ -150,6 +150,16 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def is_there(path: Path) -> bool:
+    """Return whether something has that name, even a link that leads nowhere."""
+    return path.exists() or path.is_symlink()
+
+
+def nearest_there(path: Path) -> Path:
+    """Return the path, or the nearest folder above it, that exists."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if is_there(p))
+
+
 def check_writable(folder: Path) -> None:
     """Make the folder, and try to write a temporary file in it.
 

@@ -14,6 +14,10 @@ from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "weclip_lib"
@@ -124,8 +128,12 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def provenance() -> dict:
-    """Return commit, cleanness of the tree outside results/, hashes, versions, machine, time."""
+def provenance(device: "torch.device") -> dict:
+    """Return commit, cleanness of the tree outside results/, hashes, versions, machine, time.
+
+    Args:
+        device: What was used, whatever else is there.
+    """
     import torch
 
     changes = _git("status", "--porcelain", "--", ".", ":(exclude)results")
@@ -137,7 +145,7 @@ def provenance() -> dict:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in PACKAGES},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

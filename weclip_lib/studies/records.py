@@ -3,55 +3,18 @@
 Imports here are fast, so that it takes under a second to see that a run is up to date.
 """
 
-import ast
 import json
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
 from weclip_lib.data.profiles import get_profile
+from weclip_lib.data.settings import with_settings
 from weclip_lib.storage.files import Unusable, files_below, in_a_line, reading, write_text
 from weclip_lib.storage.provenance import ROOT, library_hash, tree_hash
+from weclip_lib.studies.parameters import POINTERS, about, declared_parameters
 
-POINTERS = ("data_dir", "weights", "run_dir")  # parameters that name files to read
 READ_WHOLE = (".csv", ".txt")  # lists are compared by content, others by size and time
-
-
-def about(notebook: Path) -> dict:
-    """Read the `weclip` entry of a notebook's metadata.
-
-    `short`: parameters of a short run. `reads`: patterns of files in the repository that it
-    reads. `makes_data`: without a `data_dir`, it makes a folder of its own.
-    """
-    with reading(notebook):
-        return json.loads(notebook.read_bytes())["metadata"].get("weclip", {})
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """Type and default of a notebook's parameter."""
-
-    kind: str  # int, float, str, bool
-    default: object
-
-
-def declared_parameters(notebook: Path) -> dict[str, Parameter]:
-    """Read a notebook's parameters from lines `name: kind = default` of the tagged cell.
-
-    Raises:
-        ValueError: If it cannot be read, or has no cell tagged `parameters`.
-    """
-    with reading(notebook):
-        cells = json.loads(notebook.read_bytes())["cells"]
-        tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", ())]
-        if not tagged:
-            raise Unusable(f"{notebook} has no cell tagged `parameters`")
-        lines = ast.parse("".join(tagged[0]["source"])).body
-        return {
-            line.target.id: Parameter(ast.unparse(line.annotation), ast.literal_eval(line.value))
-            for line in lines
-            if isinstance(line, ast.AnnAssign)
-        }
 
 
 def _state(place: Path, out: Path) -> str:
@@ -83,7 +46,8 @@ def states(notebook: Path, parameters: dict, out: Path) -> dict[str, str]:
         and "profile" in chosen
         and not about(notebook).get("makes_data")
     ):
-        places["data_dir"] = get_profile(chosen["profile"]).default_folder
+        changed = with_settings(get_profile(chosen["profile"]), chosen.get("settings", {}))
+        places["data_dir"] = changed.default_folder
     return {name: _state(place, out.resolve()) for name, place in places.items()}
 
 

@@ -6,18 +6,21 @@ Only this module writes into results/. Its README describes the schemas.
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from weclip_lib.commands import Publish
 from weclip_lib.data.profiles import get_profile
+from weclip_lib.data.settings import as_text
 from weclip_lib.storage.files import check_writable, reading, whole, write_text
 from weclip_lib.storage.provenance import RESULTS, ROOT, outside_results, provenance
-from weclip_lib.studies.records import declared_parameters, file_hash, read_record
+from weclip_lib.studies.parameters import declared_parameters
+from weclip_lib.studies.records import file_hash, read_record
 from weclip_lib.studies.runner import PRESETS
 
 SCHEMAS = {
@@ -30,8 +33,8 @@ DECIMALS = {"": 2, "_curve": 5, "_per_class": 2, "_cost": 1}
 MARKER = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def output_folder(out_dir: str, notebook: str, parameters: dict) -> Path:
-    """Return `out_dir`, or runs/adhoc/<hash of the parameters>.
+def output_folder(out_dir: str, notebook: str, parameters: Mapping[str, object]) -> Path:
+    """Return `out_dir`, or runs/adhoc/<hash of the parameters>; make it if it is not there.
 
     Raises:
         ValueError: If `out_dir` is inside results/, or cannot be written.
@@ -46,11 +49,18 @@ def output_folder(out_dir: str, notebook: str, parameters: dict) -> Path:
     return folder
 
 
-def write_table(folder: Path, notebook: str, rows: Iterable[dict], kind: str = "") -> pd.DataFrame:
+def write_table(
+    folder: Path,
+    notebook: str,
+    rows: Iterable[dict],
+    kind: str = "",
+    settings: Mapping[str, object] = {},
+) -> pd.DataFrame:
     """Write `<notebook><kind>.csv`: fixed columns, order and decimals; return it.
 
     Args:
         kind: "" for scores, "_curve", "_per_class" or "_cost".
+        settings: Changed ones; the file has them behind the name of each variant, in brackets.
 
     Raises:
         ValueError: If there is no row, columns differ from the schema, or a value is no number.
@@ -73,13 +83,17 @@ def write_table(folder: Path, notebook: str, rows: Iterable[dict], kind: str = "
     table = table[columns].sort_values([c for c in columns if c != value], kind="stable")
     table = table.reset_index(drop=True)
     text = table.assign(**{value: table[value].map(f"{{:.{DECIMALS[kind]}f}}".format)})
+    if settings:
+        text["variant"] += f" [{as_text(settings)}]"
     write_text(folder / name, text.to_csv(index=False, lineterminator="\n"))
     return table
 
 
-def write_provenance(folder: Path, notebook: str, parameters: dict, **more: object) -> dict:
-    """Write `<notebook>.json`: parameters, commit, versions, device; return it."""
-    about = {"notebook": notebook, "parameters": parameters, **provenance(), **more}
+def write_provenance(
+    folder: Path, notebook: str, parameters: dict, device: torch.device, **more: object
+) -> dict:
+    """Write `<notebook>.json`: parameters, commit, versions, the device used; return it."""
+    about = {"notebook": notebook, "parameters": parameters, **provenance(device), **more}
     write_text(folder / f"{notebook}.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
     return about
 
@@ -91,7 +105,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     return grouped.agg(mean="mean", spread="std", seeds="count").reset_index()
 
 
-def as_text(mean: float, spread: float, seeds: int) -> str:
+def mean_text(mean: float, spread: float, seeds: int) -> str:
     """Format as `61.23 ± 0.40`, or the mean alone for one seed."""
     return f"{mean:.2f} ± {spread:.2f}" if seeds > 1 else f"{mean:.2f}"
 
@@ -124,7 +138,7 @@ def score_table(table: pd.DataFrame, order: Sequence[str] = ()) -> pd.DataFrame:
     """Make a text table: a row a variant, a column a split and metric; `order` comes first."""
     summary = summarise(table)
     summary["text"] = [
-        as_text(*row) for row in summary[["mean", "spread", "seeds"]].itertuples(index=False)
+        mean_text(*row) for row in summary[["mean", "spread", "seeds"]].itertuples(index=False)
     ]
     summary["column"] = summary["split"] + " " + summary["metric"]
     wide = summary.pivot(index="variant", columns="column", values="text").fillna("")

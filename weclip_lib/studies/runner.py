@@ -18,19 +18,23 @@ from pathlib import Path
 from typing import TextIO
 
 import psutil
-import yaml
 from tqdm import tqdm
 
 from weclip_lib.commands import Run
-from weclip_lib.config import in_range
 from weclip_lib.data.profiles import get_profile
+from weclip_lib.data.settings import read_pairs
 from weclip_lib.storage.files import Unusable, check_writable, in_a_line, only_one
 from weclip_lib.storage.provenance import ROOT, outside_results
-from weclip_lib.studies.records import (
-    Parameter,
-    Record,
+from weclip_lib.studies.parameters import (
+    NOTEBOOKS,
     about,
+    check_run,
     declared_parameters,
+    read_parameters,
+    run_name,
+)
+from weclip_lib.studies.records import (
+    Record,
     file_hash,
     is_done,
     key_of,
@@ -41,59 +45,10 @@ from weclip_lib.studies.records import (
     write_record,
 )
 
-NOTEBOOKS = ROOT / "notebooks"
-RANGES = {  # of common parameters
-    "seed": (0, 2**32 - 1),
-    "seed_count": (1,),
-    "steps": (0,),
-    "pictures": (0,),
-}
 PRESETS = {
     "run": {"profile": "mini", "seed": 0, "seed_count": 1, "steps": 100, "pictures": 200},
     "studies": {"profile": "mini", "seed": 0, "seed_count": 3, "steps": 0, "pictures": 0},
 }
-KINDS = {
-    "int": ("a whole number", int),
-    "float": ("a number", (int, float)),
-    "str": ("text", str),
-    "bool": ("true or false", bool),
-}
-
-
-def check_parameters(notebook: Path, parameters: dict) -> None:
-    """Refuse parameters that the notebook does not declare, or that are invalid.
-
-    Raises:
-        ValueError: It names the parameter and what is allowed.
-    """
-    declared = declared_parameters(notebook)
-    for name, value in parameters.items():
-        if name not in declared:
-            raise ValueError(
-                f"{notebook.name} has no parameter {name!r}: it has {', '.join(declared)}"
-            )
-        if name == "out_dir":
-            raise ValueError(f"parameter out_dir of {notebook.name} is the runner's: use --out")
-        words, kind = KINDS.get(declared[name].kind, ("", object))
-        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-            raise ValueError(f"parameter {name} of {notebook.name} is {value!r}: give {words}")
-        if name in RANGES:
-            in_range(f"parameter {name} of {notebook.name}", value, *RANGES[name])
-        if _names_nothing(name, value):
-            raise ValueError(
-                f"parameter {name} of {notebook.name} is {value!r}: nothing is there, seen from "
-                f"{Path.cwd()}"
-            )
-
-
-def _names_nothing(name: str, value: object) -> bool:
-    """Whether a parameter names a path of files that is missing; a tag is no path.
-
-    `data_dir` may be new: MiniVOC is drawn there.
-    """
-    if name == "weights" and not ("/" in value or os.sep in value or Path(value).suffix):
-        return False
-    return name in ("weights", "run_dir") and bool(value) and not Path(value).exists()
 
 
 def _joined(outputs: list) -> list:
@@ -152,6 +107,27 @@ def _keep_strangers(folder: Path, notebook: Path, names: Iterable[str], about: s
             raise ValueError(
                 f"{in_way[0]} is there, and no run of {notebook.name} wrote it: move it, or "
                 f"choose another folder{about}"
+            )
+
+
+def _keep_other_run(folder: Path, notebook: Path, parameters: dict) -> None:
+    """Refuse to replace the results of other parameters.
+
+    Raises:
+        ValueError: It names the folder, and the first parameter that differs.
+    """
+    try:
+        there = read_record(folder, notebook.stem)
+    except Unusable:
+        return
+    names = sorted(there.parameters.keys() | parameters.keys())
+    kept = {name: about.default for name, about in declared_parameters(notebook).items()}
+    before, now = kept | there.parameters, kept | parameters
+    for name in names:
+        if there.key and before.get(name) != now.get(name):
+            raise ValueError(
+                f"{folder} holds a run of {notebook.name} with {name} {before.get(name)!r}, not "
+                f"{now.get(name)!r}: choose another folder by --out, or remove that run"
             )
 
 
@@ -239,6 +215,7 @@ class Task:
     folder: Path  # of its outputs
     out: Path  # into which this and similar tasks write
     log: Path  # of progress, where several run at a time
+    replaces: bool = False  # a run with other parameters in the same folder
 
 
 def run_notebook(
@@ -248,12 +225,14 @@ def run_notebook(
     *,
     out: Path | None = None,
     log: TextIO | None = None,
+    replaces: bool = False,
 ) -> bool:
     """Run one notebook into `folder`, in the caller's directory, unless it is done.
 
     Args:
         out: Folder into which this and similar runs write; default `folder`.
         log: Where progress goes; default standard error.
+        replaces: Whether it may replace a run with other parameters.
 
     Returns:
         Whether it ran.
@@ -263,7 +242,7 @@ def run_notebook(
             that folder, or if files of others are in the way. Later, if a cell fails, or such
             files are in the way; `folder` stays as it was.
     """
-    check_parameters(notebook, parameters)
+    check_run(notebook, parameters)
     if (given := parameters.get("data_dir")) and Path(given).resolve() == folder.resolve():
         raise ValueError(f"{folder} holds the pictures: choose another folder for the outputs")
     with only_one(folder / notebook.stem):
@@ -271,6 +250,8 @@ def run_notebook(
         before = states(notebook, parameters, out or folder)
         if is_done(folder, notebook, key_of(maker, before)):
             return False
+        if not replaces:
+            _keep_other_run(folder, notebook, parameters)
         executed = f"notebooks/{notebook.name}"
         certain = (executed, f"{notebook.stem}.csv", f"{notebook.stem}.json")
         _keep_strangers(folder, notebook, certain, "")
@@ -328,7 +309,14 @@ def _run_task(task: Task, *, logged: bool) -> bool:
             if logged:
                 task.log.parent.mkdir(parents=True, exist_ok=True)
                 log = opened.enter_context(task.log.open("a", encoding="utf-8"))
-            return run_notebook(task.notebook, task.folder, task.parameters, out=task.out, log=log)
+            return run_notebook(
+                task.notebook,
+                task.folder,
+                task.parameters,
+                out=task.out,
+                log=log,
+                replaces=task.replaces,
+            )
     finally:
         ensure_event_loop().close()  # Jupyter makes one per thread
 
@@ -346,29 +334,6 @@ def _end_kernels(pool: ThreadPoolExecutor, coming: Iterable[Future]) -> None:
         time.sleep(0.1)
 
 
-def _parsed(pairs: Sequence[Sequence[str]], declared: dict[str, Parameter]) -> dict:
-    """Parse parameters of the command line: text as it is, other types as YAML.
-
-    Raises:
-        ValueError: If one comes twice, or is no YAML.
-    """
-    given: dict = {}
-    for name, text in pairs:
-        if name in given:
-            raise ValueError(f"-p {name} comes a second time: give it once")
-        given[name], kind = text, declared[name].kind if name in declared else "str"
-        if kind == "int":  # YAML reads 010 as 8, and 1:30 as 90
-            with suppress(ValueError):
-                given[name] = int(text)
-        elif kind != "str":
-            try:
-                given[name] = yaml.safe_load(text)
-            except Exception as error:  # a YAML tag may raise any error
-                said = in_a_line(error)
-                raise ValueError(f"-p {name} has {text!r}, which is no value: {said}") from error
-    return given
-
-
 def run(chosen: Run) -> None:
     """Run `weclip run`: check the request, then run it.
 
@@ -381,21 +346,29 @@ def run(chosen: Run) -> None:
         if chosen.profile == "smoke":
             preset |= {"steps": 0, "pictures": 0}
     shorten = chosen.preset == "run" and preset["profile"] != "smoke"
-    found = NOTEBOOKS.glob(f"{chosen.notebook}*.ipynb")
+    start = chosen.notebook.zfill(2) if chosen.notebook.isdecimal() else chosen.notebook
+    found = NOTEBOOKS.glob(f"{start}*.ipynb")
     notebooks = sorted(path for path in found if path.stem[0].isdigit())
     if not notebooks:
         raise ValueError(f"no notebook starts with {chosen.notebook!r} in {NOTEBOOKS}")
+    settings = read_pairs(get_profile(preset["profile"]), chosen.s)
     default = preset["profile"] if chosen.preset == "run" else chosen.preset
-    folder = outside_results(chosen.out or ROOT / "runs" / default)
+    asked = {**dict(chosen.p), **settings}
+    usual = f"{default},{run_name(asked)}" if asked else default
+    folder = outside_results(chosen.out or ROOT / "runs" / usual)
     tasks = []
     for notebook in notebooks:
         declared = declared_parameters(notebook)
         budget = preset | (about(notebook).get("short", {}) if shorten else {})
-        parameters = {k: v for k, v in budget.items() if k in declared}
-        parameters |= _parsed(chosen.p, declared)
-        check_parameters(notebook, parameters)
+        parameters = {k: v for k, v in budget.items() if k in declared and k not in settings}
+        parameters |= read_parameters(notebook, chosen.p)
+        if settings:
+            parameters["settings"] = {**parameters.get("settings", {}), **settings}
+        check_run(notebook, parameters)
         log = folder / ".runner" / f"{notebook.stem}.log"
-        tasks.append(Task(notebook.stem, notebook, parameters, folder, folder, log))
+        new = chosen.out is None and not asked  # a preset may change with the library
+        tasks.append(Task(notebook.stem, notebook, parameters, folder, folder, log, new))
     check_writable(folder)
     if failed := run_tasks(tasks, chosen.processes):
         raise ValueError(f"{', '.join(failed)} failed; what has finished in {folder} is as it was")
+    tqdm.write(f"results are in {_from_here(folder)}", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Train and compare decoders of many settings on one data set (notebooks 02 to 05 and 07)."""
 
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -7,27 +8,34 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from weclip_lib.backbone import load_backbone
 from weclip_lib.config import Budget, in_range
-from weclip_lib.data.datasets import LabelledImages, MaskedImages, open_profile
+from weclip_lib.data.datasets import LabelledImages, MaskedImages, normalise
 from weclip_lib.data.profiles import Profile
 from weclip_lib.evaluation.scores import score_decoders
 from weclip_lib.model import WeCLIP
 from weclip_lib.ops.metrics import confusion_matrix, scores
 from weclip_lib.storage.files import locked, whole
-from weclip_lib.storage.provenance import ROOT, seed_everything, source_hash
-from weclip_lib.studies.results import output_folder
+from weclip_lib.storage.provenance import seed_everything, source_hash
+from weclip_lib.training.checkpoints import checkpoints
+from weclip_lib.training.distributed import Group
 from weclip_lib.training.features import FeatureCache, StaticLabels, static_labels
 from weclip_lib.training.loop import RunOptions, Trained, train_decoder
 from weclip_lib.training.sources import AugmentedSource, CachedSource, Source
-from weclip_lib.training.train import decoder_key, trained_decoder, trained_note
+from weclip_lib.training.train import (
+    CHECKPOINT_EVERY,
+    NEVER,
+    decoder_key,
+    trained_decoder,
+    trained_note,
+)
 from weclip_lib.training.watch import Watcher, curve_writer
 
-NEVER = 1.0  # an `rfm_start` at which the RFM does not start
 WORKERS = 2  # processes that decode and augment
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -41,18 +49,6 @@ class Variant:
     masks: float = 0.0  # fraction taught by true masks; 0: all, by pseudo labels
 
 
-def checked_budget(setting: Profile, *, steps: int, seed_count: int, pictures: int) -> Budget:
-    """Return the profile's budget, with `steps` if not 0.
-
-    Raises:
-        ValueError: If a number is out of range.
-    """
-    in_range("seed_count", seed_count, 1)
-    in_range("steps", steps, 0)
-    in_range("pictures", pictures, 0)
-    return replace(setting.budget, steps=steps or setting.budget.steps)
-
-
 class Study:
     """The frozen part of a profile, and decoders trained on it; finished ones are kept.
 
@@ -64,15 +60,25 @@ class Study:
         folder: Of the data set.
         work: Folder of frozen features and finished decoders.
         pictures: Number of first pictures of every split to use; 0: all.
+        device: Of models and computation; features and labels are kept in files.
 
     Raises:
         ValueError: If the data set cannot be used.
     """
 
-    def __init__(self, setting: Profile, folder: Path, work: Path, *, pictures: int = 0) -> None:
+    def __init__(
+        self,
+        setting: Profile,
+        folder: Path,
+        work: Path,
+        *,
+        pictures: int = 0,
+        device: torch.device = CPU,
+    ) -> None:
         self.setting, self.folder, self.work = setting, folder, work
-        self.backbone = load_backbone(setting.backbone, setting.weights, setting.statistics)
-        self.pictures = pictures
+        self.pictures, self.device = pictures, device
+        backbone = load_backbone(setting.backbone, setting.weights, setting.statistics)
+        self.backbone = backbone.to(device)
         self.train = self._images(LabelledImages, setting.train_split, pictures)
         self.inspected_count = min(setting.inspected or len(self.train), len(self.train))
         self.inspected = self.train
@@ -97,11 +103,22 @@ class Study:
             self.folder, split, self.setting.labels, min_size=size, limit=limit, square=square
         )
 
+    def masked(self, split: str, limit: int) -> MaskedImages:
+        """Open the first pictures of a split, of their own sizes, with masks; 0: all."""
+        return self._images(MaskedImages, split, limit)
+
     def inspected_masked(self, name: str = "") -> MaskedImages:
         """Open pictures with masks, of one size: the `inspected` ones, or split `name`."""
         square = self.setting.budget.crop if self.setting.augment else 0
         limit = 0 if name else self.inspected_count
         return self._images(MaskedImages, name or self.setting.train_split, limit, square=square)
+
+    def pixels(
+        self, images: LabelledImages, rows: Sequence[int]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Normalise pictures of one size, on the device."""
+        chosen = [images.image(row) for row in rows]
+        return normalise(chosen, self.backbone.statistics).to(self.device)
 
     def model(self, variant: Variant) -> WeCLIP:
         """Build a model; torch's seed decides its decoder's first weights."""
@@ -111,7 +128,8 @@ class Study:
             in_range("backgrounds", variant.backgrounds, 1, len(labels.backgrounds))
         labels = replace(labels, backgrounds=labels.backgrounds[: variant.backgrounds])
         method = replace(setting.method, **variant.method)
-        return WeCLIP(self.backbone, labels, method, replace(setting.decoder, **variant.shape))
+        shape = replace(setting.decoder, **variant.shape)
+        return WeCLIP(self.backbone, labels, method, shape).to(self.device)
 
     def cache(self, variant: Variant) -> FeatureCache:
         """Cache features of inspected pictures; variants with equal prompts and maps share them."""
@@ -132,7 +150,7 @@ class Study:
     @cached_property
     def _masked_train(self) -> MaskedImages:
         """Training pictures with masks; their files are checked once."""
-        return self._images(MaskedImages, self.setting.train_split, self.pictures)
+        return self.masked(self.setting.train_split, self.pictures)
 
     @cached_property
     def true_labels(self) -> UInt8[Tensor, "row height width"]:
@@ -206,13 +224,19 @@ class Study:
                 images = self._images(
                     LabelledImages, self.setting.train_split, count, square=square
                 )
+                unfinished = self.work / "decoders" / "unfinished" / folder.name
+                watcher = Watcher(images, unfinished, trained_note(self.setting, budget.steps))
+                options = RunOptions(
+                    folder=unfinished if self.setting.augment else None,
+                    checkpoint_every=CHECKPOINT_EVERY,
+                    group=Group(device=str(self.device)),
+                    note=curve_writer(unfinished),
+                )
+                train_decoder(model, source, budget, seed=seed, watcher=watcher, options=options)
+                for path in checkpoints(unfinished):
+                    shutil.rmtree(path)
                 with whole(folder) as partial:
-                    note = trained_note(self.setting, budget.steps)
-                    watcher = Watcher(images, partial, note)
-                    options = RunOptions(note=curve_writer(partial))
-                    train_decoder(
-                        model, source, budget, seed=seed, watcher=watcher, options=options
-                    )
+                    unfinished.replace(partial)
         return folder
 
     def confusions(
@@ -223,7 +247,7 @@ class Study:
         Args:
             every_scale: Whether to use several scales and mirror images, too.
         """
-        dataset, setting = self._images(MaskedImages, split, self.pictures), self.setting
+        dataset, setting = self.masked(split, self.pictures), self.setting
         found = score_decoders(
             self.backbone,
             {key: run.model.decoder for key, run in trained.items()},
@@ -277,56 +301,3 @@ class Study:
         count = self.setting.labels.class_count
         pairs = zip(labels.long(), self.true_labels[list(rows)], strict=True)
         return scores(sum(confusion_matrix(a, b, count) for a, b in pairs)).miou
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """The common setup of notebooks that train decoders."""
-
-    setting: Profile
-    budget: Budget
-    seeds: range
-    parameters: dict  # of the notebook, without output folders
-    data: Path  # folder of the data set
-    out: Path  # folder of the tables
-    work: Path  # folder of cached features and finished decoders
-
-    def study(self, **changes: object) -> Study:
-        """Make a study of the profile with some fields changed; seed everything random."""
-        seed_everything(self.parameters["seed"])
-        setting = replace(self.setting, **changes)
-        return Study(setting, self.data, self.work, pictures=self.parameters["pictures"])
-
-
-def set_up(
-    notebook: str,
-    *,
-    seed: int,
-    profile: str,
-    seed_count: int,
-    steps: int,
-    pictures: int,
-    weights: str,
-    data_dir: str,
-    out_dir: str,
-    work_dir: str,
-) -> Experiment:
-    """Check the parameters of a training notebook, and find its folders.
-
-    Raises:
-        ValueError: If a parameter is out of range, or a folder cannot be used.
-    """
-    setting, data = open_profile(profile, data_dir, weights)
-    budget = checked_budget(setting, steps=steps, seed_count=seed_count, pictures=pictures)
-    parameters = {
-        "seed": seed,
-        "profile": profile,
-        "seed_count": seed_count,
-        "steps": steps,
-        "pictures": pictures,
-        "weights": weights,
-        "data_dir": data_dir,
-    }
-    out = output_folder(out_dir, notebook, parameters)
-    seeds, work = range(seed, seed + seed_count), Path(work_dir or ROOT / "runs")
-    return Experiment(setting, budget, seeds, parameters, data, out, work)

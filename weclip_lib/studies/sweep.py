@@ -1,17 +1,16 @@
 """Run one notebook with a grid of parameters: `make sweep GRID=FILE`.
 
-A grid is a YAML file with a notebook and its parameters. Every value of a list is run; of several
-lists, every combination. Each run is a papermill job with its own kernel and its own folder. So a
-failed job does not affect the others, and a finished one is not repeated. A workflow engine can
-run the same jobs by the steps `list`, `waiting`, `job` and `collect`. Paths in the file are
-relative to the caller's working directory.
+A grid is a YAML file with a notebook, its parameters, and settings (`data.settings`). Every value
+of a list is run; of several lists, every combination. A setting that is a list itself, such as
+`scales`, is written as a list of lists. Each run is a papermill job with its own kernel and its own
+folder. So a failed job does not affect the others, and a finished one is not repeated. A workflow
+engine can run the same jobs by the steps `list`, `waiting`, `job` and `collect`. Paths in the file
+are relative to the caller's working directory.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import product
 from pathlib import Path
 
@@ -21,11 +20,11 @@ from weclip_lib.commands import Sweep
 from weclip_lib.storage.files import check_writable, whole
 from weclip_lib.storage.lists import read_yaml
 from weclip_lib.storage.provenance import ROOT, outside_results
+from weclip_lib.studies.parameters import NOTEBOOKS, check_run, run_name
 from weclip_lib.studies.records import is_done, run_key
-from weclip_lib.studies.runner import NOTEBOOKS, Task, check_parameters, run_tasks
+from weclip_lib.studies.runner import Task, run_tasks
 
-KEYS = ("notebook", "parameters")
-LONGEST_NAME = 120  # characters of a job's folder
+KEYS = ("notebook", "parameters", "settings")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Job:
 
     name: str  # of its folder: the values that vary
     parameters: dict  # of the notebook
-    varied: dict  # parameters that the grid varies
+    varied: dict  # parameters and settings that the grid varies
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,6 @@ class Grid:
         return is_done(self.folder / job.name, self.notebook, key)
 
 
-def _job_name(varied: dict) -> str:
-    """Make a folder name for any disk; a hash is added if characters are replaced."""
-    text = ",".join(f"{name}={value}" for name, value in varied.items()) or "only"
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "=,._-") else "-" for c in text)
-    # Some disks ignore case, or drop a full stop at the end.
-    if safe == text.lower().removesuffix(".") and len(text) <= LONGEST_NAME:
-        return text
-    digest = sha256(json.dumps(varied, sort_keys=True).encode()).hexdigest()[:8]
-    return f"{safe[: LONGEST_NAME - 9]}-{digest}"
-
-
 def read_grid(path: Path, out: Path | None = None) -> Grid:
     """Read a grid file, and check every job before any runs.
 
@@ -90,34 +78,49 @@ def read_grid(path: Path, out: Path | None = None) -> Grid:
     grid = read_yaml(path)
     if not isinstance(grid, dict) or not set(grid) <= set(KEYS) or "notebook" not in grid:
         found = ", ".join(map(str, grid)) if isinstance(grid, dict) else type(grid).__name__
-        raise ValueError(f"{path} has {found}: it takes `notebook` and `parameters`")
+        raise ValueError(f"{path} has {found}: it takes `notebook`, `parameters` and `settings`")
     known = sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb"))
     if grid["notebook"] not in known:
         raise ValueError(
             f"{path}: there is no notebook {grid['notebook']!r}: choose of {', '.join(known)}"
         )
     notebook = NOTEBOOKS / f"{grid['notebook']}.ipynb"
-    parameters = {} if grid.get("parameters") is None else grid["parameters"]
-    if not isinstance(parameters, dict):
-        raise ValueError(f"{path}: `parameters` is to be names with values, not {parameters!r}")
-    lists = {n: v if isinstance(v, list) else [v] for n, v in parameters.items()}
-    empty = [name for name, values in lists.items() if not values]
-    if empty:
-        raise ValueError(f"{path}: parameter {empty[0]} has an empty list: give values")
+    parameters, settings = (_lists(path, grid, key) for key in KEYS[1:])
+    if "settings" in parameters:
+        raise ValueError(f"{path}: write `settings` beside `parameters`, not below it")
     jobs = []
-    for values in product(*lists.values()):
-        chosen = dict(zip(lists, values, strict=True))
+    for values in product(*parameters.values(), *settings.values()):
+        chosen = dict(zip(parameters, values, strict=False))
+        changed = dict(zip(settings, values[len(parameters) :], strict=True))
+        told = chosen | ({"settings": changed} if changed else {})
         try:
-            check_parameters(notebook, chosen)
+            check_run(notebook, told)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        varied = {name: value for name, value in chosen.items() if len(lists[name]) > 1}
-        jobs.append(Job(_job_name(varied), chosen, varied))
+        lists = parameters | settings
+        varied = {n: v for n, v in (chosen | changed).items() if len(lists[n]) > 1}
+        jobs.append(Job(run_name(varied), told, varied))
     twice = [job.name for number, job in enumerate(jobs) if job in jobs[:number]]
     if twice:
         raise ValueError(f"{path}: {twice[0]} comes a second time: name every value once")
     folder = outside_results(out or ROOT / "runs" / "sweeps" / path.stem)
     return Grid(path, notebook, tuple(jobs), folder)
+
+
+def _lists(path: Path, grid: dict, key: str) -> dict[str, list]:
+    """Read the values of each name below a key of a grid: one, or a list.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    found = {} if grid.get(key) is None else grid[key]
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: `{key}` is to be names with values, not {found!r}")
+    lists = {name: value if isinstance(value, list) else [value] for name, value in found.items()}
+    empty = [name for name, values in lists.items() if not values]
+    if empty:
+        raise ValueError(f"{path}: {key[:-1]} {empty[0]} has an empty list: give values")
+    return lists
 
 
 def run_jobs(grid: Grid, jobs: Sequence[Job], at_once: int) -> list[str]:

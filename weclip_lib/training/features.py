@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from weclip_lib.data.datasets import LabelledImages, batches, normalise
+from weclip_lib.data.datasets import LabelledImages, batches, normalise, normalise_pixels
 from weclip_lib.model import Features, WeCLIP
 from weclip_lib.storage.files import locked, whole
 from weclip_lib.storage.provenance import source_hash
@@ -49,7 +49,7 @@ class FeatureCache:
     """Tokens, attention and initial CAMs of every picture, plain and flipped.
 
     Tokens and attention have half precision, CAMs single. Picture `index` flipped is row
-    `len(dataset) + index`.
+    `len(dataset) + index`. What is read goes to the model's device.
 
     Args:
         model: Its backbone and prompts make the features; its decoder is not used.
@@ -64,7 +64,8 @@ class FeatureCache:
     def __init__(
         self, model: WeCLIP, dataset: LabelledImages, folder: Path, *, batch: int = 8
     ) -> None:
-        self.image_labels = dataset.image_labels.repeat(2, 1)
+        self.image_labels = dataset.image_labels.repeat(2, 1)  # on the CPU
+        self.device = model.foreground.device
         self.layers = model.method.attention_layers
         self.key = self._key(model, dataset)
         path = folder / f"features-{self.key}"
@@ -107,13 +108,13 @@ class FeatureCache:
             ):
                 for rows in batches(range(len(images)), batch):
                     pixels = normalise([images[row] for row in rows], model.backbone.statistics)
-                    features = model.extract(pixels, self.image_labels[rows])
-                    cams.append(features.cam)
+                    features = model.extract(pixels.to(self.device), self.image_labels[rows])
+                    cams.append(features.cam.cpu())
                     for name, file, value in (
                         ("tokens", tokens, features.tokens),
                         ("attention", attention, features.attention),
                     ):
-                        halves = value.transpose(0, 1).half().contiguous()
+                        halves = value.transpose(0, 1).half().cpu().contiguous()
                         file.write(halves.numpy().tobytes())
                         about[name] = [len(images), *halves.shape[1:]]
                     progress.update(len(rows))
@@ -125,16 +126,20 @@ class FeatureCache:
 
     def tokens_of(self, rows: list[int]) -> Float[Tensor, "block batch patch width"]:
         """Return patch tokens of some rows, in single precision."""
-        return torch.from_numpy(self.tokens[rows]).float().transpose(0, 1)
+        return self._read(self.tokens, rows)
 
     def features_of(self, rows: list[int]) -> Features:
         """Return all features of some rows, in single precision."""
-        attention = torch.from_numpy(self.attention[rows]).float().transpose(0, 1)
-        return Features(self.tokens_of(rows), attention, self.cam[rows])
+        attention = self._read(self.attention, rows)
+        return Features(self.tokens_of(rows), attention, self.cam[rows].to(self.device))
 
     def pixels_of(self, rows: list[int]) -> Float[Tensor, "batch 3 height width"]:
         """Return normalised pictures of some rows."""
-        return normalise(list(self.images[rows].numpy()), self.statistics)
+        return normalise_pixels(self.images[rows].to(self.device), self.statistics)
+
+    def _read(self, kept: np.ndarray, rows: list[int]) -> Float[Tensor, "part batch ..."]:
+        halves = torch.from_numpy(kept[rows]).to(self.device)
+        return halves.float().transpose(0, 1)
 
 
 def _hash(tensors: Iterable[Tensor]) -> str:
@@ -183,8 +188,8 @@ def static_labels(
                     label = model.pseudo_label(
                         refined, cache.pixels_of(part), cache.image_labels[part]
                     )
-                    cams.append(refined)
-                    made.append(label.to(torch.uint8))
+                    cams.append(refined.cpu())
+                    made.append(label.to(torch.uint8).cpu())
                     progress.update(len(part))
             seconds = torch.tensor(time.process_time() - began)
             maps = torch.cat(cams).contiguous()

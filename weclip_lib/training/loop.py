@@ -23,7 +23,7 @@ from weclip_lib.training.sources import Batch, Source
 WARMUP_RATIO = 1e-6  # of the learning rate, at step 0; official PolyWarmupAdamW
 WATCHED_TIMES = 10  # a run keeps pseudo labels of watched pictures
 LOG_EVERY = 20  # steps per point of the curve
-NOTHING = torch.empty(0, 0, 0, 0, dtype=torch.uint8)  # watched
+NOTHING = torch.empty(0, 0, 0, 0, dtype=torch.uint8)  # no watched labels
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Trained:
     model: WeCLIP
     history: list[dict[str, float]]  # every 20 steps, mean losses since the last; validations
     cpu_seconds: float  # user and system time, when it was trained
-    watched: UInt8[Tensor, "time row height width"]  # pseudo labels of the RFM
-    watched_at: list[int]  # steps done
+    watched: UInt8[Tensor, "time row height width"] = NOTHING  # pseudo labels of the RFM
+    watched_at: list[int] = field(default_factory=list)  # steps done
 
 
 def learning_rate(step: int, budget: Budget) -> float:
@@ -69,7 +69,6 @@ class RunOptions:
     validate: Callable[[WeCLIP], float] | None = None  # mIoU in percent; only this sees masks
     validate_every: int = 0  # steps; 0: never
     accumulate: int = 1  # parts of a process's share of a batch
-    bf16: bool = False  # autocast
     group: Group = field(default_factory=Group)
     note: Callable[[list[dict[str, float]]], None] | None = None  # gets the curve as it grows
 
@@ -88,20 +87,20 @@ def _settings(model: WeCLIP, source: Source, budget: Budget, seed: int) -> dict:
 
 
 def _loss_of_step(
-    model: WeCLIP, parts: Sequence[Batch], use_rfm: bool, options: RunOptions
+    model: WeCLIP, parts: Sequence[Batch], *, use_rfm: bool, bf16: bool, group: Group
 ) -> Float[Tensor, "3"]:
     """Return (total, segmentation, affinity) loss of this process's share; gradients flow.
 
     All parts and processes share one count of pixels and pairs. The sum of their losses is
     therefore the loss of the whole batch.
     """
-    outputs = [_outputs(model, batch, use_rfm, options) for batch in parts]
+    outputs = [_outputs(model, batch, use_rfm=use_rfm, bf16=bf16) for batch in parts]
     totals = None
-    if len(parts) * options.group.count > 1:
+    if len(parts) * group.count > 1:
         counted = [
             model.loss_counts(label, tuple(logits.shape[-2:])) for logits, _, label in outputs
         ]
-        totals = options.group.sum(torch.stack(counted).sum(0))
+        totals = group.sum(torch.stack(counted).sum(0))
     found = []
     for output in outputs:
         segmentation, pairwise = model.losses(*output, totals)
@@ -111,7 +110,7 @@ def _loss_of_step(
 
 
 def _outputs(
-    model: WeCLIP, batch: Batch, use_rfm: bool, options: RunOptions
+    model: WeCLIP, batch: Batch, *, use_rfm: bool, bf16: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return logits and affinity of the decoder, and the label that teaches them.
 
@@ -119,8 +118,7 @@ def _outputs(
     makes it, with the decoder's affinity of this step.
     """
     label = None if use_rfm else batch.label
-    device = options.group.device.partition(":")[0]
-    with torch.autocast(device, torch.bfloat16, enabled=options.bf16):
+    with torch.autocast(model.foreground.device.type, torch.bfloat16, enabled=bf16):
         features = batch.features() if label is None else None
         tokens = batch.tokens() if features is None else features.tokens
         logits, affinity = model.decoder(tokens, batch.grid)
@@ -163,6 +161,11 @@ class _Run:
         self.settings = _settings(model, source, budget, seed) if options.folder else {}
         self.history: list[dict[str, float]] = []
         self.pending: list[Tensor] = []  # losses since the last point of the curve
+        self.began = time.process_time()
+
+    def cpu_seconds(self) -> float:
+        """Return what the steps have taken, those before a stop included."""
+        return time.process_time() - self.began
 
     def resume(self) -> int:
         """Resume from the newest checkpoint, if any; return the number of steps done."""
@@ -174,6 +177,7 @@ class _Run:
         about = load_checkpoint(found, decoder, self.optimizer, self.settings, self.group)
         self.history = about["history"]
         self.pending = [torch.tensor(one, device=self.group.device) for one in about["losses"]]
+        self.began -= about.get("cpu_seconds", 0.0)
         return about["step"]
 
     def batches(self, steps: range) -> Iterator[list[Batch]]:
@@ -188,7 +192,13 @@ class _Run:
 
     def step(self, number: int, parts: Sequence[Batch]) -> None:
         """Make one optimizer step."""
-        losses = _loss_of_step(self.model, parts, number >= self.rfm_from, self.options)
+        losses = _loss_of_step(
+            self.model,
+            parts,
+            use_rfm=number >= self.rfm_from,
+            bf16=self.budget.bf16,
+            group=self.group,
+        )
         for settled in self.optimizer.param_groups:
             settled["lr"] = learning_rate(number, self.budget)
         self.optimizer.zero_grad()
@@ -212,6 +222,7 @@ class _Run:
             self._refuse_broken(done)
             losses = [one.tolist() for one in self.pending]
             about = {"settings": self.settings, "history": self.history, "losses": losses}
+            about["cpu_seconds"] = self.cpu_seconds()
             decoder = self.model.decoder
             save_checkpoint(options.folder, done, decoder, self.optimizer, about, self.group)
 
@@ -256,7 +267,7 @@ def train_decoder(
     budget: Budget,
     *,
     seed: int,
-    watcher: Callable[[WeCLIP, int], UInt8[Tensor, "row height width"]] | None = None,
+    watcher: Callable[[WeCLIP, int], None] | None = None,
     progress: str = "training",
     options: RunOptions = RunOptions(),
 ) -> Trained:
@@ -269,8 +280,8 @@ def train_decoder(
         source: Pictures, with labels where given.
         budget: `batch` counts the pictures of all processes and accumulated parts.
         seed: Of the order of pictures and of dropout, not of the first weights.
-        watcher: Makes pseudo labels from the model and the step. They are kept ten times.
-            Training does not depend on them, and sees no score.
+        watcher: Called ten times with the model and the step. Training does not depend on it,
+            and sees no score. After a stop it may be called again with the same step.
         progress: Name of the bar.
         options: Checkpoints, validation, precision, processes. A run resumes from its
             newest checkpoint, and ends with the same weights as without a stop.
@@ -282,10 +293,8 @@ def train_decoder(
     """
     _check_batch(source, budget, options)
     torch.manual_seed(seed + options.group.rank)
-    began = time.process_time()
     times = range(1, 1 + WATCHED_TIMES) if watcher else ()
-    watched_at = sorted({math.ceil(budget.steps * n / WATCHED_TIMES) for n in times})
-    watched = []
+    watched_at = {math.ceil(budget.steps * n / WATCHED_TIMES) for n in times}
     run = _Run(model, source, budget, seed, options)
     steps = range(run.resume(), budget.steps)
     options.group.share_weights(model.decoder)
@@ -300,10 +309,9 @@ def train_decoder(
     )
     for step, parts in bar:
         run.step(step, parts)
-        run.after(step + 1)
-        if step + 1 in watched_at:
+        if step + 1 in watched_at:  # before a checkpoint, so that none is missed after a stop
             paused = time.process_time()
-            watched.append(watcher(model, step + 1))
-            began += time.process_time() - paused
-    kept = torch.stack(watched) if watched else NOTHING
-    return Trained(model.eval(), run.history, time.process_time() - began, kept, watched_at)
+            watcher(model, step + 1)
+            run.began += time.process_time() - paused
+        run.after(step + 1)
+    return Trained(model.eval(), run.history, run.cpu_seconds())

@@ -138,7 +138,7 @@ class CachedSource:
             rows=rows,
             image_labels=self.cache.image_labels[rows],
             grid=tuple(self.cache.cam.shape[-2:]),
-            label=self.labels[rows].long(),
+            label=self.labels[rows].to(self.cache.device).long(),
             padded=None,
             cache=self.cache,
         )

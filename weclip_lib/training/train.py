@@ -4,6 +4,7 @@ weclip train --profile voc --out runs/voc
 accelerate launch -m weclip_lib train --profile voc --out runs/voc    (or with torchrun)
 """
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,7 +20,8 @@ from weclip_lib.backbone import load_backbone
 from weclip_lib.commands import Train
 from weclip_lib.config import Budget
 from weclip_lib.data.datasets import LabelledImages, MaskedImages, open_profile
-from weclip_lib.data.profiles import Profile
+from weclip_lib.data.profiles import Profile, get_profile
+from weclip_lib.data.settings import read_pairs
 from weclip_lib.evaluation.plan import refuse_data_set
 from weclip_lib.evaluation.scores import score_decoders
 from weclip_lib.model import WeCLIP
@@ -32,7 +34,11 @@ from weclip_lib.training.distributed import Group, joined
 from weclip_lib.training.features import FeatureCache, features_key
 from weclip_lib.training.loop import NOTHING, RunOptions, Trained, train_decoder
 from weclip_lib.training.sources import AugmentedSource, Source
-from weclip_lib.training.watch import Watcher, curve_writer, rfm_labels
+from weclip_lib.training.watch import KeptLabels, Watcher, curve_writer
+
+CHECKPOINT_EVERY = 200  # steps of a notebook's long run
+NEVER = 1.0  # an `rfm_start` at which the RFM does not start
+OPTIONS = ("backbone", "steps", "batch", "crop", "bf16")  # of `weclip train`, which are settings
 
 
 def decoder_key(model: WeCLIP, source: Source, budget: Budget, seed: int) -> str:
@@ -62,6 +68,9 @@ def trained_decoder(
 ) -> Trained:
     """Call `train_decoder` on a new model, or load the same run from `folder`.
 
+    A run that encodes pictures in every step takes hours. It keeps checkpoints below `folder`, and
+    continues from the newest after a stop.
+
     Args:
         build: Makes the model after seeding, so that the seed decides its decoder.
         folder: Of finished decoders, each named by `decoder_key`.
@@ -80,16 +89,24 @@ def trained_decoder(
             kept = load_file(beside) if watched_rows else {"labels": NOTHING, "at": torch.empty(0)}
             at = kept["at"].tolist()
             return Trained(model.eval(), **read_note(path), watched=kept["labels"], watched_at=at)
-        watcher = (lambda now, _: rfm_labels(now, cache, watched_rows)) if watched_rows else None
-        trained = train_decoder(
-            model, source, budget, seed=seed, watcher=watcher, progress=progress
+        unfinished = folder / "unfinished" / f"{path.stem}-{watching}"
+        watcher = KeptLabels(cache, watched_rows, unfinished) if watched_rows else None
+        options = RunOptions(
+            folder=unfinished if isinstance(source, AugmentedSource) else None,
+            checkpoint_every=CHECKPOINT_EVERY,
+            group=Group(device=str(model.foreground.device)),
         )
-        if watched_rows:
-            at = torch.tensor(trained.watched_at)
+        trained = train_decoder(
+            model, source, budget, seed=seed, watcher=watcher, progress=progress, options=options
+        )
+        if watcher:
+            labels, at = watcher.read()
+            trained = replace(trained, watched=labels, watched_at=at)
             with whole(beside) as partial:
-                save_file({"labels": trained.watched, "at": at}, partial)
+                save_file({"labels": labels, "at": torch.tensor(at)}, partial)
         note = {"history": trained.history, "cpu_seconds": trained.cpu_seconds}
         save_weights(model.decoder, path, note)
+        shutil.rmtree(unfinished, ignore_errors=True)
         return trained
 
 
@@ -180,14 +197,23 @@ def _run(chosen: Train, group: Group) -> None:
 
 
 def _setting(chosen: Train) -> tuple[Profile, Path]:
-    """Return the profile, changed by the command line, and the data folder."""
-    setting, data = open_profile(chosen.profile, chosen.data_dir)
-    names = {name: getattr(chosen, name) for name in ("backbone", "weights")}
-    setting = replace(setting, **{name: value for name, value in names.items() if value})
-    numbers = {name: getattr(chosen, name) for name in ("steps", "batch", "crop")}
-    budget = replace(setting.budget, **{name: v for name, v in numbers.items() if v})
-    method = replace(setting.method, rfm_start=1.0) if chosen.supervised else setting.method
-    return replace(setting, budget=budget, method=method), data
+    """Return the profile, changed by the command line, and the data folder.
+
+    Raises:
+        ValueError: If a setting is wrong, or given by two options.
+    """
+    given = read_pairs(get_profile(chosen.profile), chosen.s)
+    options = {name: getattr(chosen, name) for name in OPTIONS if getattr(chosen, name)}
+    if chosen.supervised:
+        options["rfm_start"] = NEVER
+    for name in options:
+        if name in given:
+            by = "supervised" if name == "rfm_start" else name
+            raise ValueError(f"{name} is given twice, by -s and by --{by}: leave one out")
+    if given.get("augment") is False:
+        raise ValueError("augment is False: `weclip train` always augments, so leave it out")
+    settings = {**given, **options, "augment": True}
+    return open_profile(chosen.profile, chosen.data_dir, chosen.weights, settings)
 
 
 def _images(chosen: Train, setting: Profile, data: Path, size: int, group: Group) -> LabelledImages:
@@ -222,7 +248,6 @@ def _options(
         validate=validate,
         validate_every=chosen.validate_every,
         accumulate=chosen.accumulate,
-        bf16=chosen.bf16,
         group=group,
         note=curve_writer(chosen.out) if group.is_first else None,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from jaxtyping import Float, UInt8
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from weclip_lib.backbone import Backbone
@@ -18,7 +19,7 @@ from weclip_lib.decoder import Decoder
 from weclip_lib.evaluation.inference import described_decoder
 from weclip_lib.evaluation.scores import label_map
 from weclip_lib.model import Features, WeCLIP
-from weclip_lib.storage.files import reading, write_text
+from weclip_lib.storage.files import reading, whole, write_text
 from weclip_lib.storage.tensors import load_weights, read_note, read_tensors, save_tensors
 from weclip_lib.training.features import FeatureCache
 
@@ -75,8 +76,26 @@ def rfm_labels(
     found = []
     for part in batches(rows, batch):
         given = (cache.features_of(part), cache.pixels_of(part), cache.image_labels[part])
-        found.append(rfm_label(model, *given)[0])
+        found.append(rfm_label(model, *given)[0].cpu())
     return torch.cat(found)
+
+
+class KeptLabels:
+    """Keeps labels of the RFM for some rows of a cache, in a folder (for `train_decoder`)."""
+
+    def __init__(self, cache: FeatureCache, rows: Sequence[int], folder: Path) -> None:
+        self.cache, self.rows, self.folder = cache, list(rows), folder
+
+    def __call__(self, model: WeCLIP, step: int) -> None:
+        """Write them."""
+        with whole(self.folder / f"step-{step:07d}.safetensors") as partial:
+            save_file({"label": rfm_labels(model, self.cache, self.rows)}, partial)
+
+    def read(self) -> tuple[UInt8[Tensor, "time row height width"], list[int]]:
+        """Read the labels of all steps, and the steps."""
+        files = sorted(self.folder.glob("step-*.safetensors"))
+        labels = torch.stack([load_file(file)["label"] for file in files])
+        return labels, [int(file.stem.removeprefix("step-")) for file in files]
 
 
 class Watcher:
@@ -95,8 +114,10 @@ class Watcher:
         self.images, self.folder, self.writes = images, folder / FOLDER, writes
         self.note = {**note, "names": images.names, "split": images.split}
 
-    def __call__(self, model: WeCLIP, step: int) -> UInt8[Tensor, "row height width"]:
-        """Write `step-<step>.safetensors`; return the pseudo labels."""
+    def __call__(self, model: WeCLIP, step: int) -> None:
+        """Write `step-<step>.safetensors`."""
+        if not self.writes:
+            return
         device = next(model.decoder.parameters()).device
         labels, predictions = [], []
         for row in range(len(self.images)):
@@ -107,9 +128,7 @@ class Watcher:
             size = tuple(pixels.shape[-2:])
             predictions.append(label_map(logits, size).to(torch.uint8).cpu())
         kept = {"pseudo_label": torch.cat(labels), "prediction": torch.cat(predictions)}
-        if self.writes:
-            save_watched(self.folder / f"step-{step:07d}.safetensors", model, kept, self.note)
-        return kept["pseudo_label"]
+        save_watched(self.folder / f"step-{step:07d}.safetensors", model, kept, self.note)
 
 
 def save_watched(path: Path, model: WeCLIP, kept: dict[str, Tensor], note: dict) -> None:

@@ -580,10 +580,12 @@ def write_voc(
     recipe = json.dumps(recipe, indent=1, sort_keys=True)
     record = folder / "minivoc.json"
     with locked(folder):
-        if folder.exists():
+        if folder.exists() and any(folder.iterdir()):
             if record.exists() and record.read_text() == recipe:
                 return folder
             raise ValueError(f"{folder} holds something else than this MiniVOC: move or delete it")
+        if folder.exists():
+            folder.rmdir()
         with whole(folder) as partial:
             partial.mkdir()
             _draw_into(partial, counts, world, processes)

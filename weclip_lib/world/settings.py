@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from weclip_lib.config import in_range
+
 
 @dataclass(frozen=True)
 class World:
@@ -14,6 +16,19 @@ class World:
     clutter: float = 0.5  # chance of one to three shapes of no class behind the objects
     occlusion: float = 0.25  # chance, per object, of clutter in front of it
     min_visible: float = 0.35  # part of its area; an object with less is ignored and gives no label
+
+    def __post_init__(self) -> None:
+        in_range("size", self.size, 16, 4096)
+        chances = ("co_occurrence", "clutter", "occlusion", "min_visible")
+        for name in chances:
+            in_range(name, getattr(self, name), 0.0, 1.0)
+        if len(self.object_counts) != 3 or abs(sum(self.object_counts) - 1) > 1e-9:
+            raise ValueError(f"object_counts is {self.object_counts}: give three with the sum 1")
+        if len(self.object_radius) != 2 or self.object_radius[0] > self.object_radius[1]:
+            raise ValueError(f"object_radius is {self.object_radius}: give least and most")
+        for name, top in (("object_counts", 1.0), ("object_radius", 0.5)):
+            for value in getattr(self, name):
+                in_range(name, value, 0.0 if top == 1 else 0.05, top)
 
 
 @dataclass(frozen=True)

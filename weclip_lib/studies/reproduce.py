@@ -1,0 +1,207 @@
+"""The parts of notebook 09: data, an estimate, scores of every stage, differences to the paper.
+
+Everything long is kept in the work folder, so a notebook that was stopped goes on where it was.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import torch
+from jaxtyping import Integer
+from torch import Tensor
+
+from weclip_lib import cam
+from weclip_lib.commands import Download
+from weclip_lib.data import download
+from weclip_lib.data.datasets import MaskedImages, data_folder, normalise
+from weclip_lib.data.layouts import data_root, is_own
+from weclip_lib.data.profiles import Profile, get_profile, official
+from weclip_lib.data.settings import effective
+from weclip_lib.evaluation.scores import score_decoders, score_labels, shown_to
+from weclip_lib.model import WeCLIP
+from weclip_lib.storage.files import nearest_there
+from weclip_lib.studies.experiment import Experiment
+from weclip_lib.studies.study import Study, Variant
+from weclip_lib.training.distributed import Group
+from weclip_lib.training.loop import RunOptions, train_decoder
+
+SOURCES = {"voc": ("voc", "sbd"), "coco": ("coco",)}  # what a profile's data set is fetched from
+STAGES = ("initial CAM", "+ affinity", "+ PAR (static labels)", "labels of the RFM")
+TRIED_STEPS = 3  # measured for the estimate
+TRIED_PICTURES = 2
+
+
+def prepared_data(profile: Profile, data_dir: str, *, fetch: bool) -> Path:
+    """Return the folder of the pictures; download and prepare them first if they are missing.
+
+    Args:
+        data_dir: Empty: the profile's own folder.
+        fetch: Whether to download what is missing.
+
+    Raises:
+        ValueError: If something is missing and cannot be fetched.
+    """
+    if any(profile.drawn) or profile.name not in SOURCES:
+        return data_folder(profile, data_dir)
+    folder = Path(data_dir) if data_dir else profile.default_folder
+    lists = data_root(folder) / "ImageSets" / "Segmentation"
+    if is_own(folder) or (lists / f"{profile.train_split}.txt").exists():
+        return data_folder(profile, data_dir)
+    if not fetch:
+        raise ValueError(
+            f"{lists / profile.train_split}.txt is not there: run `make data` "
+            f"with DATASET={' and DATASET='.join(SOURCES[profile.name])}, give data_dir, or set "
+            "fetch to True"
+        )
+    for name in SOURCES[profile.name]:
+        if name == "sbd" or not lists.exists():
+            download.run(Download(name, to=folder))
+    return data_folder(profile, data_dir)
+
+
+def estimate(
+    experiment: Experiment, study: Study, variant: Variant, *, staged: int
+) -> pd.DataFrame:
+    """Measure a few steps and pictures, and estimate time, disk and memory of the whole run.
+
+    Args:
+        staged: Training pictures whose stages are scored.
+
+    Returns:
+        One row each for training, stages, inference, disk and memory: `what`, `value`, `unit`.
+
+    Raises:
+        ValueError: If disk or memory are too small.
+    """
+    step = _step_seconds(experiment, study, variant)
+    scored = study.masked(study.setting.scored_splits[0], TRIED_PICTURES)
+    picture = _seconds(lambda: _score_all(study, study.model(variant), scored)) / len(scored)
+    train = study.masked(study.setting.train_split, TRIED_PICTURES)
+    stage = _seconds(lambda: stage_scores(study, study.model(variant), train)) / len(train)
+    count = len(study.masked(study.setting.scored_splits[0], study.pictures))
+    budget = experiment.budget
+    parameters = sum(p.numel() for p in study.model(variant).decoder.parameters())
+    disk = parameters * 4 * (3 * 3 + 2)  # three checkpoints with two moments; two finished files
+    memory, there = _memory(experiment.device)
+    free = shutil.disk_usage(nearest_there(experiment.work)).free
+    if disk > free:
+        raise ValueError(
+            f"{experiment.work} has {free / 1e9:.1f} GB free, and checkpoints need "
+            f"{disk / 1e9:.1f} GB: choose another work_dir"
+        )
+    if memory > there:
+        raise ValueError(
+            f"a step needs {memory / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB are there: "
+            "give a smaller crop or batch in settings"
+        )
+    hours = {
+        "training": step * budget.steps * len(experiment.seeds),
+        f"stages of {staged} training pictures": stage * staged,
+        f"inference on {count} pictures, with CRF": picture * count * len(experiment.seeds),
+    }
+    rows = [(what, seconds / 3600, "h") for what, seconds in hours.items()]
+    rows.append(("all of it", sum(hours.values()) / 3600, "h"))
+    rows.append(("one step", step, "s"))
+    rows.append(("disk", disk / 1e9, "GB"))
+    rows.append(("memory in use at the most", memory / 1e9, "GB"))
+    return pd.DataFrame(rows, columns=["what", "value", "unit"])
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _step_seconds(experiment: Experiment, study: Study, variant: Variant) -> float:
+    """Return the time of one training step with the RFM, which is the slower kind."""
+    model = study.model(replace(variant, method={**variant.method, "rfm_start": 0.0}))
+    source = study.source(variant, experiment.seeds[0])
+    options = RunOptions(group=Group(device=str(experiment.device)))
+
+    def train(steps: int) -> None:
+        budget = replace(experiment.budget, steps=steps, warmup=0)
+        train_decoder(model, source, budget, seed=0, progress="measuring", options=options)
+
+    once = _seconds(lambda: train(1))  # starting workers takes as long in both
+    return max(1e-6, _seconds(lambda: train(1 + TRIED_STEPS)) - once) / TRIED_STEPS
+
+
+def _memory(device: torch.device) -> tuple[int, int]:
+    """Return the bytes in use at the most so far, and those that this process can have."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device)
+        return torch.cuda.max_memory_reserved(device), free + held
+    used = psutil.Process().memory_info().rss
+    return used, used + psutil.virtual_memory().available
+
+
+def _score_all(study: Study, model: WeCLIP, images: MaskedImages) -> tuple[Tensor, ...]:
+    """Return confusion matrices: single scale, scales and flips, with CRF."""
+    setting = study.setting
+    return score_decoders(
+        study.backbone,
+        {"it": model.decoder},
+        images,
+        scales=setting.scales,
+        long_side=setting.long_side,
+        batch=1,
+        crf=setting.crf,
+    )["it"]
+
+
+def decoder_scores(study: Study, model: WeCLIP, split: str) -> tuple[tuple[Tensor, ...], int]:
+    """Score a decoder at a single scale, with scales and flips, and with CRF.
+
+    Returns:
+        Three confusion matrices, and the number of pictures.
+    """
+    images = study.masked(split, study.pictures)
+    return _score_all(study, model, images), len(images)
+
+
+@torch.no_grad()
+def stages(
+    study: Study, model: WeCLIP, images: MaskedImages, row: int
+) -> dict[str, Integer[Tensor, "1 height width"]]:
+    """Make the labels of every stage for one training picture, at its own size."""
+    shown = normalise([images.image(row)], study.backbone.statistics).to(study.device)
+    pixels = shown_to(study.backbone, shown, 0)
+    tags, method = images.image_labels[[row]], model.method
+    features = model.extract(pixels, tags)
+    spread = model.refine_cam(features)
+    _, affinity = model.decoder(features.tokens, tuple(features.cam.shape[-2:]))
+    made = {
+        STAGES[0]: cam.pseudo_label(features.cam, pixels, tags, par_iterations=0),
+        STAGES[1]: cam.pseudo_label(spread, pixels, tags, par_iterations=0),
+        STAGES[2]: cam.pseudo_label(spread, pixels, tags, par_iterations=method.par_iterations),
+        STAGES[3]: model.label(features, pixels, tags, affinity),
+    }
+    size = tuple(shown.shape[-2:])
+    return {
+        name: torch.nn.functional.interpolate(label[None].float(), size, mode="nearest")[0].long()
+        for name, label in made.items()
+    }
+
+
+def stage_scores(
+    study: Study, model: WeCLIP, images: MaskedImages
+) -> dict[str, Integer[Tensor, "cls cls"]]:
+    """Return the confusion matrix of every stage, over training pictures with masks."""
+    model.eval()
+    return score_labels(lambda rows: stages(study, model, images, *rows), images, batch=1)
+
+
+def differences(setting: Profile) -> pd.DataFrame:
+    """List the settings that differ from the published run of the data set."""
+    theirs = effective(official(get_profile(setting.name)))
+    ours = effective(setting)
+    names = [name for name in theirs if ours[name] != theirs[name]]
+    rows = [(name, str(ours[name]), str(theirs[name])) for name in names]
+    return pd.DataFrame(rows, columns=["setting", "here", "official code"])
