@@ -10,7 +10,7 @@ WECLIP := $(BIN)/weclip
 # Pictures of up to 100 MB can be uploaded into a notebook.
 UPLOADS := tornado_settings="{'websocket_max_message_size': 104857600}"
 
-.PHONY: help setup run test browser lint lab app site studies publish sweep bench data pretrain clean
+.PHONY: help setup run test browser lint lab app site studies publish sweep bench reproduce data pretrain clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ app: setup  ## show the explorers without code
 
 site: setup  ## build an offline site of executed notebooks in runs/site
 	$(WECLIP) site
+
+reproduce: setup  ## make the paper's table, from nothing: DATASET=voc or coco; resumes
+	$(WECLIP) run studies --notebook 09 --profile $(DATASET) --out runs/reproduce-$(DATASET)
 
 bench: setup  ## measure the cost of each part of a step, into results/bench
 	$(WECLIP) bench --scaling

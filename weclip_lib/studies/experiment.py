@@ -18,7 +18,7 @@ import torch
 from weclip_lib.backbone import Backbone, find_device, load_backbone
 from weclip_lib.config import Budget
 from weclip_lib.data.datasets import open_profile
-from weclip_lib.data.profiles import Profile, get_profile
+from weclip_lib.data.profiles import Profile, get_profile, official
 from weclip_lib.data.settings import as_text, effective, with_settings
 from weclip_lib.storage.provenance import ROOT, seed_everything
 from weclip_lib.studies.parameters import (
@@ -128,10 +128,13 @@ def begin(notebook: str, kernel: Mapping[str, object]) -> Experiment:
     device = find_device(given["device"])
     own = about(path).get("makes_data")  # the notebook makes pictures, if none are given
     name, data_dir = given["profile"], given["data_dir"]
+    weights = given.get("weights", "")
     if own:
-        setting, data = with_settings(get_profile(name), given["settings"]), Path(data_dir)
+        base = get_profile(name)
+        base = official(base) if given.get("preset") == "official" else base
+        setting, data = with_settings(base, given["settings"]), Path(data_dir)
+        setting = replace(setting, weights=weights or setting.weights)
     else:
-        weights = given.get("weights", "")
         setting, data = open_profile(name, data_dir, weights, given["settings"])
     steps = given.get("steps", 0) or setting.budget.steps
     setting = replace(setting, budget=replace(setting.budget, steps=steps))

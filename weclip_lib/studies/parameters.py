@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from weclip_lib.config import in_range
+from weclip_lib.config import in_range, one_of
 from weclip_lib.data.profiles import get_profile
 from weclip_lib.data.settings import nearest, read_value, with_settings
 from weclip_lib.storage.files import Unusable, reading
@@ -20,11 +20,15 @@ from weclip_lib.storage.provenance import ROOT
 NOTEBOOKS = ROOT / "notebooks"
 POINTERS = ("data_dir", "weights", "run_dir")  # parameters that name files to read
 LONGEST_NAME = 120  # characters of a run's folder
+PARAMETER_PRESETS = ("default", "official")
 RANGES = {  # of common parameters
     "seed": (0, 2**32 - 1),
     "seed_count": (1,),
     "steps": (0,),
     "pictures": (0,),
+    "staged": (0,),
+    "repeats": (1,),
+    "shown": (1,),
 }
 KINDS = {
     "int": ("a whole number", int),
@@ -90,6 +94,8 @@ def check_parameters(notebook: Path, parameters: Mapping[str, object]) -> None:
             raise ValueError(f"{where} is {value!r}: give {words}")
         if name in RANGES:
             in_range(where, value, *RANGES[name])
+        if name == "preset":
+            one_of(where, value, PARAMETER_PRESETS)
         if _names_nothing(name, value):
             raise ValueError(f"{where} is {value!r}: nothing is there, seen from {Path.cwd()}")
     settings = parameters.get("settings", {})
