@@ -220,6 +220,54 @@ def test_earlier_results_are_there_again_after_a_kill(finished) -> None:
     assert [p.name for p in (root / "results").iterdir() if p.is_dir()] == ["mini"]
 
 
+def published() -> pd.DataFrame:
+    return pd.read_csv(results.RESULTS / "published.csv", dtype=str, keep_default_na=False)
+
+
+def test_every_figure_of_others_is_finite_and_says_where_it_is_from() -> None:
+    table = published()
+    assert table["result"].is_unique  # notebooks and the benchmark look figures up by it
+    assert np.isfinite(table["figure"].astype(float)).all()
+    for column in ("result", "what", "method", "unit", "source"):
+        assert table[column].str.strip().all(), column
+    assert set(table["read"]) == {"source", "reported", "measured"}
+    assert set(table["crf"]) == {"yes", "no", ""}
+    scores = table["unit"].str.startswith("mIoU")
+    assert set(table.loc[scores, "dataset"]) == {"VOC", "COCO"}
+    assert set(table.loc[scores, "split"]) == {"train", "val", "test"}
+    assert (table.loc[~scores, ["dataset", "split", "crf"]] == "").all(axis=None)
+    assert (table.loc[~scores, "what"] == "cost").all()
+
+
+def test_a_published_score_can_be_picked_by_machine() -> None:
+    """The paper's own scores and its gain belong together."""
+    table = published()
+    ours = table[(table["method"] == "WeCLIP") & (table["dataset"] == "VOC")]
+    val = ours[ours["split"] == "val"].set_index(["what", "crf"])["figure"].astype(float)
+    assert val["decoder, RFM", "yes"] == 76.4
+    gain = val["decoder, RFM", "no"] - val["decoder, static labels", "no"]
+    assert gain == pytest.approx(val["gain of the RFM", ""])
+
+
+def test_scores_of_others_are_rendered_from_the_file(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    (tmp_path / "published.csv").write_text(
+        "result,dataset,split,what,method,crf,figure,unit,read,source\n"
+        "a,VOC,train,initial CAM,one,no,58.60,mIoU %,source,its README\n"
+        "b,COCO,val,decoder,two,,47.1,mIoU %,reported,a tracker\n"
+        "c,VOC,val,gain,one,,6.2,mIoU points,source,its paper\n"
+    )
+    page = results.render("x\n<!-- published: VOC -->\nstale\n<!-- end -->\ny\n")
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in rows[2]] == [
+        "initial CAM", "one", "train", "no", "58.60", "source", "its README",
+    ]  # fmt: skip
+    assert len(rows) == 3 and "stale" not in page and page.endswith("<!-- end -->\ny\n")
+    assert results.render(page) == page
+    with pytest.raises(ValueError, match="'ADE20K': choose one of VOC, COCO"):
+        results.rendered_published("ADE20K")
+
+
 @pytest.mark.parametrize("page", ["README.md", "results/README.md"])
 def test_pages_show_the_published_tables(page) -> None:
     text = (results.ROOT / page).read_text(encoding="utf-8")

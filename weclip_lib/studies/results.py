@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from weclip_lib.commands import Publish
+from weclip_lib.config import one_of
 from weclip_lib.data.profiles import get_profile
 from weclip_lib.data.settings import as_text
 from weclip_lib.storage.files import check_writable, reading, whole, write_text
@@ -30,7 +31,11 @@ SCHEMAS = {
     "_cost": ("variant", "metric", "value", "unit", "profile"),
 }
 DECIMALS = {"": 2, "_curve": 5, "_per_class": 2, "_cost": 1}
-MARKER = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKER = re.compile(r"(<!-- (table|published): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NOT_OURS = (
+    "None of these scores was measured here. `source`: read where those who measured it published "
+    "it. `reported`: told by others, or in a tracker. An empty `crf`: it is not said."
+)
 
 
 def output_folder(out_dir: str, notebook: str, parameters: Mapping[str, object]) -> Path:
@@ -198,9 +203,27 @@ def rendered_table(name: str) -> str:
     return f"{markdown}\n\n{note}\n"
 
 
+def rendered_published(dataset: str) -> str:
+    """Render the scores of others on `dataset` (VOC, COCO) as Markdown, in the file's order.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    table = pd.read_csv(RESULTS / "published.csv", dtype=str, keep_default_na=False)
+    scores = table[table["unit"] == "mIoU %"].rename(columns={"figure": "mIoU %"})
+    one_of("data set of published scores", dataset, tuple(scores["dataset"].unique()))
+    columns = ["what", "method", "split", "crf", "mIoU %", "read", "source"]
+    shown = scores.loc[scores["dataset"] == dataset, columns]
+    return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{NOT_OURS}\n"
+
+
 def render(text: str) -> str:
-    """Fill every `<!-- table: profile/notebook -->` ... `<!-- end -->` of a page."""
-    return MARKER.sub(lambda m: f"{m[1]}{rendered_table(m[2])}{m[3]}", text)
+    """Fill every `<!-- table: profile/notebook -->` ... `<!-- end -->` of a page.
+
+    `<!-- published: VOC -->` takes the scores of others on that data set.
+    """
+    by_kind = {"table": rendered_table, "published": rendered_published}
+    return MARKER.sub(lambda m: f"{m[1]}{by_kind[m[2]](m[3])}{m[4]}", text)
 
 
 def render_pages() -> None:

@@ -32,7 +32,7 @@ from weclip_lib.studies.runner import NOTEBOOKS, declared_parameters, run_notebo
 HERE = Path(__file__).parent
 SOURCES = (ROOT / "results" / "mini", ROOT / "runs" / "mini")
 WIDGET = "application/vnd.jupyter.widget-view+json"
-PAGES = (Path("README.md"), Path("results/README.md"), Path("data/README.md"))
+PAGES = (Path("README.md"), Path("FAQ.md"), Path("results/README.md"), Path("data/README.md"))
 MATH = re.compile(r"(```.*?```|`[^`\n]*`)|\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?)\$", re.DOTALL)
 LINK = re.compile(r'(<(?:a|img)\b[^>]*?\b(?:href|src)=")([^"]+)(")')
 HEADING = re.compile(r'(<h[1-6][^>]*? id=")([^"]+)(")')
