@@ -22,6 +22,8 @@ COMMANDS = {
     "prepare": (commands.Prepare, "data.download", "prepare"),
     "run": (commands.Run, "studies.runner", "run"),
     "sweep": (commands.Sweep, "studies.sweep", "run"),
+    "runs": (commands.Runs, "studies.compare", "list_runs"),
+    "compare": (commands.Compare, "studies.compare", "compare_runs"),
     "publish": (commands.Publish, "studies.results", "run"),
     "bench": (commands.Bench, "tools.bench", "run"),
     "pretrain": (commands.Pretrain, "world.pretrain", "run"),

@@ -155,6 +155,27 @@ class Sweep:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """List runs, the newest last: what was set, when and by which code; also unfinished ones."""
+
+    folders: Positional[tuple[Path, ...]] = ()  # default the repository's runs/ and results/
+    notebook: str = ""  # only those whose name starts with this, such as 02, train or score
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare runs of one notebook: which settings differ, and which scores, paired by seed."""
+
+    runs: Positional[tuple[Path, ...]]  # folders, or a table in each; the first is the reference
+    notebook: str = ""  # which of several in the folders, such as 02
+    out: Path | None = None  # a CSV file for the comparison of scores
+
+    def __post_init__(self) -> None:
+        if len(self.runs) < 2:
+            raise ValueError(f"{len(self.runs)} run(s) given: give two or more, see `weclip runs`")
+
+
+@dataclass(frozen=True)
 class Publish:
     """Copy the results of a complete `weclip run studies` to results/, and make the tables."""
 
