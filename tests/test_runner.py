@@ -93,17 +93,18 @@ def test_cached_resumed_and_whole(notebook, tmp_path) -> None:
     assert str(tmp_path) not in (out / "notebooks/01_x.ipynb").read_text()  # of this machine
     assert (tmp_path / "began").exists()  # ran where the caller stands
     assert not runner.run_notebook(notebook, out, {"seed": 3})
-    assert runner.run_notebook(notebook, out, {"seed": 4})
+    assert runner.run_notebook(notebook, out, {"seed": 4}, replaces=True)
     assert (out / "table.csv").read_text() == "4\n"
     with pytest.raises(ValueError, match=r"01_x.ipynb failed, see .*: RuntimeError: on purpose"):
-        runner.run_notebook(notebook, out, {"seed": 5, "fail": True})
+        runner.run_notebook(notebook, out, {"seed": 5, "fail": True}, replaces=True)
     assert (out / "table.csv").read_text() == "4\n"
 
 
 @pytest.mark.parametrize("folder", ["out", "{braces} and spaces"])
 @pytest.mark.notebook
 def test_the_command_from_another_folder(notebook, tmp_path, monkeypatch, folder, capsys) -> None:
-    given = ("run", "--notebook", "01", "--out", folder, "-p", "data_dir", "2012 # x")
+    given = ("run", "--notebook", "1", "--out", folder, "-p", "data_dir", "2012 # x")
+    (tmp_path / "2012 # x").mkdir()
     main(*given)
     assert (tmp_path / "2012 # x" / "labels.csv").exists()  # text is taken as it is
     assert (tmp_path / folder / "table.csv").exists()
@@ -121,7 +122,7 @@ def test_what_a_run_reads_makes_it_stale(notebook, tmp_path, instead) -> None:
     given = {"data_dir": "photos", "weights": "photos/weights.pt"}
 
     def ran() -> bool:
-        return runner.run_notebook(notebook, out, given)
+        return runner.run_notebook(notebook, out, given, replaces=True)
 
     assert ran() and not ran()
     (data / "labels.csv").write_text("abd")
@@ -181,7 +182,7 @@ def test_outputs_beside_the_pictures_are_no_pictures(notebook, tmp_path, instead
 @pytest.mark.parametrize("name", PROFILES)
 def test_where_none_is_given_the_profile_says_which_folder(tmp_path, monkeypatch, name) -> None:
     monkeypatch.setattr(profiles, "DATA", tmp_path)
-    monkeypatch.setattr(datasets, "write_voc", lambda folder, counts: folder)
+    monkeypatch.setattr(datasets, "write_voc", lambda folder, *_: folder)
     folder = PROFILES[name].default_folder
     (folder / "images").mkdir(parents=True)
     assert datasets.data_folder(PROFILES[name]) == folder
@@ -212,13 +213,32 @@ def test_spoilt_outputs_are_made_anew(notebook, tmp_path, instead, spoil) -> Non
 def test_an_edited_file_is_kept_beside_the_new_one(notebook, tmp_path, instead, capsys) -> None:
     out = tmp_path / "out"
     for seed in (1, 2):
-        runner.run_notebook(notebook, out, {"seed": seed})
+        runner.run_notebook(notebook, out, {"seed": seed}, replaces=True)
         (out / "table.csv").write_text(f"mine {seed}")
-    runner.run_notebook(notebook, out, {"seed": 3})
+    runner.run_notebook(notebook, out, {"seed": 3}, replaces=True)
     assert (out / "table.csv").read_text() == "3\n"
     kept = [(out / f"table.csv.edited-{number}").read_text() for number in (1, 2)]
     assert kept == ["mine 1", "mine 2"]
     assert f"{out / 'table.csv'} was edited: kept as table.csv.edited-2" in capsys.readouterr().err
+
+
+def test_a_run_with_other_parameters_stays(notebook, tmp_path, instead) -> None:
+    out = tmp_path / "out"
+    runner.run_notebook(notebook, out, {"seed": 1})
+    with pytest.raises(ValueError, match=r"holds a run of 01_x.ipynb with seed 1, not 2: choose"):
+        runner.run_notebook(notebook, out, {"seed": 2})
+    with pytest.raises(ValueError, match="with seed 1, not 0"):  # the default
+        runner.run_notebook(notebook, out, {})
+    assert (out / "table.csv").read_text() == "1\n" and len(instead) == 1
+    assert not runner.run_notebook(notebook, out, {"seed": 1})
+
+
+def test_what_is_asked_for_names_the_folder(notebook, tmp_path, instead, monkeypatch) -> None:
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    main("run", "--notebook", "1", "--profile", "smoke")
+    main("run", "--notebook", "1", "--profile", "smoke", "-p", "seed", "8")
+    assert (tmp_path / "runs" / "smoke" / "table.csv").read_text() == "0\n"
+    assert (tmp_path / "runs" / "smoke,seed=8" / "table.csv").read_text() == "8\n"
 
 
 @pytest.mark.parametrize("name", ["01_x.csv", "notebooks/01_x.ipynb"])
@@ -258,7 +278,7 @@ def test_killed_while_files_moved(notebook, tmp_path, instead, monkeypatch) -> N
 
     monkeypatch.setattr(runner.Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        runner.run_notebook(notebook, out, {"seed": 1})
+        runner.run_notebook(notebook, out, {"seed": 1}, replaces=True)
     monkeypatch.setattr(runner.Path, "replace", move)
     assert (out / "table.csv").read_text() == "0\n"
     assert runner.run_notebook(notebook, out, {"seed": 1})
@@ -268,7 +288,9 @@ def test_killed_while_files_moved(notebook, tmp_path, instead, monkeypatch) -> N
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"sede": 1}, "no parameter 'sede': it has seed, rate, fail, data_dir"),
+        ({"sede": 1}, "no parameter 'sede': did you mean seed?"),
+        ({"x": 1}, "no parameter 'x': choose of data_dir, fail"),
+        ({"data_dir": "photoz"}, "is 'photoz': nothing is there, seen from"),
         ({"seed": "one"}, "parameter seed of 01_x.ipynb is 'one': give a whole number"),
         ({"seed": True}, "give a whole number"),
         ({"seed": None}, "is None: give a whole number"),

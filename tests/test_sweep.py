@@ -14,6 +14,7 @@ import yaml
 from weclip_lib.__main__ import main as weclip
 from weclip_lib.storage.provenance import ROOT
 from weclip_lib.studies import sweep
+from weclip_lib.studies.parameters import LONGEST_NAME, run_name
 
 GOOD = {"notebook": "01_cam_generation", "parameters": {"profile": "smoke", "pictures": [2, 3]}}
 
@@ -36,18 +37,27 @@ def test_every_combination_is_a_job(tmp_path) -> None:
         "pictures": 4,
     }
     assert [job.name for job in grid.jobs if " " in job.name] == []
-    long = written(tmp_path, GOOD | {"parameters": {"data_dir": ["/a b/" + "x" * 300, "/a b/y"]}})
-    names = [job.name for job in sweep.read_grid(long, tmp_path / "out").jobs]
-    assert all(len(name) <= sweep.LONGEST_NAME and "/" not in name for name in names)
+    names = [run_name({"data_dir": place}) for place in ("/a b/" + "x" * 300, "/a b/y")]
+    assert all(len(name) <= LONGEST_NAME and "/" not in name for name in names)
+
+
+def test_settings_are_swept_with_parameters(tmp_path) -> None:
+    settings = {"box_threshold": [0.3, 0.5], "scales": [[1.0, 0.75], [1.0]], "rfm_start": 0.2}
+    path = written(tmp_path, GOOD | {"settings": settings})
+    jobs = sweep.read_grid(path, tmp_path / "out").jobs
+    assert len(jobs) == len({job.name for job in jobs}) == 8
+    assert jobs[0].parameters == {
+        "profile": "smoke",
+        "pictures": 2,
+        "settings": {"box_threshold": 0.3, "scales": [1.0, 0.75], "rfm_start": 0.2},
+    }
+    assert list(jobs[0].varied) == ["pictures", "box_threshold", "scales"]
 
 
 def test_jobs_stay_apart_on_any_disk(tmp_path) -> None:
     """Some take A for a, é for e with an accent, or drop what is at the end."""
     folders = ["a b", "a-b", "a/b", "photos", "Photos", "photos.", "é", "e\u0301", "\u4e2d" * 200]
-    parameters = {"profile": "smoke", "data_dir": folders}
-    path = tmp_path / "grid.yml"
-    path.write_text(yaml.safe_dump(GOOD | {"parameters": parameters}), encoding="utf-8")
-    names = [job.name for job in sweep.read_grid(path, tmp_path / "out").jobs]
+    names = [run_name({"data_dir": folder}) for folder in folders]
     assert names[1] == "data_dir=a-b" and names[3] == "data_dir=photos"
     assert len({name.lower() for name in names}) == len(folders)
     assert all(name.isascii() and not set(name) & set(" /") for name in names)
@@ -59,18 +69,24 @@ def test_jobs_stay_apart_on_any_disk(tmp_path) -> None:
     [
         ("notebook: [", "is no YAML"),
         ("notebook: !!bool maybe", "grid.yml is no YAML"),
-        ("- 01_cam_generation", "has list: it takes `notebook` and `parameters`"),
+        ("- 01_cam_generation", "has list: it takes `notebook`, `parameters` and"),
         (GOOD | {"params": {}}, "params: it takes `notebook`"),
         ("notebook: 01_cam_generation\nnotebook: 01_cam_generation", "comes a second time"),
         ("notebook: 01_cam_generation\nparameters:\n  seed: 1\n  seed: 2", "'seed' comes a second"),
         (GOOD | {"notebook": 1}, "no notebook 1: choose"),
         (GOOD | {"notebook": ["01_cam_generation"]}, "no notebook .*: choose"),
         (GOOD | {"notebook": "01_cams"}, "no notebook '01_cams': choose of 00_minivoc"),
-        (GOOD | {"parameters": {"picture": 3}}, "no parameter 'picture': it has seed"),
+        (GOOD | {"parameters": {"picture": 3}}, "no parameter 'picture': did you mean pictures"),
         (GOOD | {"parameters": {"pictures": ["a"]}}, "pictures of .* is 'a': give a whole number"),
         (GOOD | {"parameters": {"pictures": []}}, "pictures has an empty list"),
         (GOOD | {"parameters": {"pictures": [2, 2]}}, "pictures=2 comes a second time"),
         (GOOD | {"parameters": [1]}, "names with values"),
+        (GOOD | {"settings": 3}, "`settings` is to be names with values"),
+        (GOOD | {"settings": {"box_treshold": 1}}, "grid.yml: .*did you mean box_threshold"),
+        (GOOD | {"settings": {"box_threshold": [0.3, 7]}}, "box_threshold is 7.0: give a number"),
+        (GOOD | {"settings": {"scales": [1.0, 0.5]}}, "scales is 1.0: give a list"),
+        (GOOD | {"settings": {"dim": []}}, "setting dim has an empty list"),
+        (GOOD | {"parameters": {"settings": {"dim": 64}}}, "write `settings` beside"),
         (GOOD | {"parameters": []}, "names with values"),
         (GOOD | {"parameters": {"pictures": None}}, "is None: give a whole number"),
         (GOOD | {"parameters": {"weights": "no/such.pt"}}, "grid.yml: .*nothing is there"),
@@ -118,6 +134,7 @@ def test_failures_are_apart_and_a_sweep_resumes(tmp_path, capsys) -> None:
     """One of two data folders holds something else at first."""
     good, bad, out = tmp_path / "good", tmp_path / "bad", tmp_path / "out"
     (bad / "mine").mkdir(parents=True)
+    good.mkdir()
     parameters = {"profile": "smoke", "pictures": 3, "data_dir": [str(bad), str(good)]}
     path = written(tmp_path, GOOD | {"parameters": parameters})
     arguments = ["run", str(path), "--out", str(out), "--processes", "2"]
@@ -131,7 +148,6 @@ def test_failures_are_apart_and_a_sweep_resumes(tmp_path, capsys) -> None:
     assert len(pd.read_csv(out / "sweep.csv")) == rows
 
     (bad / "mine").rmdir()
-    bad.rmdir()
     weclip(["sweep", *arguments])
     capsys.readouterr()
     weclip(["sweep", "waiting", *arguments[1:4]])

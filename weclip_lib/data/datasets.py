@@ -167,7 +167,7 @@ def batches(order: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def open_profile(
-    name: str, data_dir: str = "", weights: str = "", settings: Mapping[str, object] = {}
+    name: str, data_dir: str = "", weights: str = "", settings: Mapping = {}
 ) -> tuple[Profile, Path]:
     """Return a profile and the folder of its pictures; a user's own folder names the classes.
 

@@ -38,7 +38,7 @@ def effective(profile: Profile) -> dict[str, object]:
     return found
 
 
-def with_settings(profile: Profile, given: Mapping[str, object]) -> Profile:
+def with_settings(profile: Profile, given: Mapping) -> Profile:
     """Change settings of a profile.
 
     Args:
@@ -147,10 +147,9 @@ def _fitting(name: str, value: object, now: object) -> object:
 
 def as_text(given: Mapping[str, object]) -> str:
     """Write settings in one line, in the order of their names: `box_threshold=0.3, dim=64`."""
-    return ", ".join(f"{name}={_short(value)}" for name, value in sorted(given.items()))
+    return ", ".join(f"{name}={as_value(value)}" for name, value in sorted(given.items()))
 
 
-def _short(value: object) -> str:
-    if isinstance(value, list | tuple):
-        return "/".join(map(_short, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def as_value(value: object) -> object:
+    """Write a list as text, `1.0/0.75`; return other values as they are."""
+    return "/".join(map(str, value)) if isinstance(value, list | tuple) else value

@@ -22,10 +22,9 @@ from tqdm import tqdm
 from weclip_lib.commands import Compare, Runs
 from weclip_lib.storage.files import Unusable, check_writable, in_a_line, reading, whole
 from weclip_lib.storage.provenance import RESULTS, ROOT, outside_results
-from weclip_lib.studies.records import declared_parameters
+from weclip_lib.studies.parameters import NOTEBOOKS, declared_parameters
 from weclip_lib.studies.results import SCHEMAS, as_text, over_seeds
 
-NOTEBOOKS = ROOT / "notebooks"
 TABLE = re.compile(r"\d\d_.+\.(csv|json)")
 TRAIN, SCORE = "train", "score"  # runs of these commands, in the place of a notebook's name
 FILES = {"trained.safetensors": TRAIN, "curve.csv": TRAIN, "scores.csv": SCORE}

@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from weclip_lib.commands import Sweep
+from weclip_lib.data.settings import as_value
 from weclip_lib.storage.files import check_writable, whole
 from weclip_lib.storage.lists import read_yaml
 from weclip_lib.storage.provenance import ROOT, outside_results
@@ -146,7 +147,7 @@ def collect(grid: Grid) -> Path:
         if grid.done(job):
             table = pd.read_csv(grid.folder / job.name / f"{grid.notebook.stem}.csv")
             # The table has its own column `seed`; the notebook's first seed is dropped.
-            varied = {name: value for name, value in job.varied.items() if name not in table}
+            varied = {n: as_value(v) for n, v in job.varied.items() if n not in table}
             tables.append(table.assign(**varied))
     if not tables:
         raise ValueError(f"no job of {grid.folder} has finished: nothing to collect")
