@@ -1,8 +1,4 @@
-"""List runs, and compare settings and scores of several: `weclip runs` and `weclip compare`.
-
-A run is what a notebook, `weclip train` or `weclip score` left in a folder. All three are read into
-one form: facts about the run, and a table of scores with the columns of a notebook's.
-"""
+"""List runs, and compare settings and scores of several: `weclip runs` and `weclip compare`."""
 
 import json
 import os
@@ -10,214 +6,34 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache
+from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from weclip_lib.commands import Compare, Runs
 from weclip_lib.storage.files import Unusable, check_writable, in_a_line, reading, whole
 from weclip_lib.storage.provenance import RESULTS, ROOT, outside_results
-from weclip_lib.studies.parameters import NOTEBOOKS, declared_parameters
-from weclip_lib.studies.results import SCHEMAS, as_text, over_seeds
+from weclip_lib.studies.finished import (
+    KEYS,
+    NO_SEED,
+    UNKNOWN_SEED,
+    Finished,
+    read_run,
+    run_of,
+    runs_in,
+    written_at,
+)
+from weclip_lib.studies.results import mean_text, over_seeds
 
-TABLE = re.compile(r"\d\d_.+\.(csv|json)")
-TRAIN, SCORE = "train", "score"  # runs of these commands, in the place of a notebook's name
-FILES = {"trained.safetensors": TRAIN, "curve.csv": TRAIN, "scores.csv": SCORE}
 KEPT = ("cache", "decoders", "watched_runs")  # folders in runs/ with what studies use again
-AGAIN = "run the notebook again"
 GROUPS = ("given", "effective", "parameter", "note", "setting", "run", "version")  # of facts
 WHOLE = {"effective": "effective settings", "setting": "settings"}  # a run has all of these or none
-APART = ("notebook", "parameters", "effective", "versions", "finished", "clean", "order")
-NO_SEED, UNKNOWN_SEED = -1, -2  # a stage without randomness; nobody recorded it
 NOTHING = "-"
 LISTED = ("run", "notebook", "profile", "seeds", "set", "device", "commit", "finished, UTC")
-KEYS = ["variant", "split", "metric", "unit"]  # of a score
 COLUMNS = [*KEYS, "run", "mean", "spread", "seeds", "pictures", "profile"]
 COLUMNS += ["difference", "lowest", "highest", "pairs", "note"]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run."""
-
-    facts: dict[tuple[str, str], object]  # by group and name
-    chosen: dict[str, object]  # what somebody set
-    table: pd.DataFrame  # scores, as a notebook's; variants do not name settings
-    order: list[str]  # variants that come first
-    when: datetime  # when it finished, in UTC
-
-
-def _stem(name: str) -> str:
-    """Return the notebook that a table belongs to: without the `_curve` and so on of its kind."""
-    stem = Path(name).stem
-    for kind in filter(None, SCHEMAS):
-        base = stem.removesuffix(kind)
-        if base != stem and (NOTEBOOKS / f"{base}.ipynb").exists():
-            return base
-    return stem
-
-
-def runs_in(folder: Path) -> list[str]:
-    """Name the runs in a folder, finished or not: notebooks, `train`, `score`."""
-    files = {path.name for path in folder.iterdir()}
-    notebooks = [
-        stem
-        for stem in sorted({_stem(name) for name in files if TABLE.fullmatch(name)})
-        if (NOTEBOOKS / f"{stem}.ipynb").exists() or {f"{stem}.csv", f"{stem}.json"} <= files
-    ]
-    kinds = {kind for name, kind in FILES.items() if name in files}
-    kinds |= {TRAIN for name in files if re.fullmatch(r"checkpoint-\d+", name)}
-    if notebooks:  # notebook 08 writes a decoder, too
-        kinds.discard(TRAIN)
-    return notebooks + sorted(kinds)
-
-
-def read_run(folder: Path, name: str) -> Finished:
-    """Read a finished run.
-
-    Args:
-        name: Of the notebook, or `train` or `score`.
-
-    Raises:
-        Unusable: If it did not finish, or a file is damaged.
-    """
-    if name in (TRAIN, SCORE):
-        return _read_training(folder) if name == TRAIN else _read_scores(folder)
-    table, path = folder / f"{name}.csv", folder / f"{name}.json"
-    _all_there(table, path, remedy=AGAIN)
-    with reading(path, AGAIN):
-        about = json.loads(path.read_bytes())
-        if about.get("notebook", name) != name:
-            raise ValueError(f"it is of {about['notebook']}")
-        parameters = dict(_names(about["parameters"]))
-        settings = _names(parameters.pop("settings", {}))
-        run = {key: value for key, value in about.items() if key not in APART}
-        if run.get("commit"):
-            run["commit"] = run["commit"][:10] + " (changed)" * (about.get("clean") is False)
-        facts = _grouped(
-            given=settings,
-            effective=_names(about.get("effective", {})),
-            parameter=parameters,
-            run=run,
-            version=_names(about.get("versions", {})),
-        )
-        order = [_without(settings, variant) for variant in about.get("order", [])]
-        when = _written(path)
-        if "finished" in about:
-            when = datetime.fromisoformat(about["finished"]).astimezone(UTC)
-    usual = _defaults(name)
-    chosen = {key: v for key, v in parameters.items() if key not in usual or usual[key] != v}
-    return Finished(facts, settings | chosen, _read_table(table, settings), order, when)
-
-
-def _all_there(*files: Path, remedy: str) -> None:
-    for path in files:
-        if not path.exists():
-            raise Unusable(f"{path} is not there, so this run did not finish: {remedy}")
-
-
-def _names(value: object) -> dict:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r} where there have to be names")
-    return value
-
-
-def _grouped(**groups: Mapping[str, object]) -> dict[tuple[str, str], object]:
-    return {(group, name): v for group, found in groups.items() for name, v in found.items()}
-
-
-@cache
-def _defaults(notebook: str) -> dict[str, object]:
-    """Return the parameters' defaults; none of a notebook that is not there."""
-    path = NOTEBOOKS / f"{notebook}.ipynb"
-    found = declared_parameters(path) if path.exists() else {}
-    return {name: parameter.default for name, parameter in found.items()}
-
-
-def _written(path: Path) -> datetime:
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
-
-
-def _without(settings: Iterable[str], variant: str) -> str:
-    """Remove the settings at the end of a variant's name, such as ` [box_threshold=0.3]`."""
-    told = ", ".join(f"{re.escape(name)}=.*" for name in sorted(settings))
-    found = re.fullmatch(rf"(.*?) \[{told}\]", variant) if told else None
-    return found[1] if found else variant
-
-
-def _read_table(path: Path, settings: Iterable[str]) -> pd.DataFrame:
-    """Read a notebook's scores, and remove the settings from the variants.
-
-    Raises:
-        Unusable: If the file is damaged.
-    """
-    with reading(path, AGAIN):
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        table = _checked(table[list(SCHEMAS[""])])
-        if table["profile"].nunique() > 1:
-            raise ValueError("it mixes profiles, or is cut")
-        table["variant"] = [_without(settings, variant) for variant in table["variant"]]
-        twice = table[table.duplicated([*KEYS, "seed"])]
-        if len(twice):
-            raise ValueError(f"{' '.join(twice.iloc[0][KEYS])} is there twice for a seed")
-    return table
-
-
-def _checked(table: pd.DataFrame) -> pd.DataFrame:
-    """Give columns their types, and refuse a table without rows, or with gaps."""
-    if table.empty or table.isna().any(axis=None):
-        raise ValueError("it is empty or cut")
-    table = table.astype({"value": float, "n_images": int, "seed": int})
-    if not np.isfinite(table["value"]).all():
-        raise ValueError("a value is no number")
-    return table
-
-
-def _read_training(folder: Path) -> Finished:
-    """Read what `weclip train` wrote; its scores are the last points of the curve.
-
-    Seed and settings are known only while a checkpoint is there.
-    """
-    from weclip_lib.storage.tensors import read_note  # it imports torch
-
-    path, curve = folder / "trained.safetensors", folder / "curve.csv"
-    _all_there(path, curve, remedy="give its `weclip train` again")
-    note, settings = read_note(path), {}
-    states = folder.glob("checkpoint-*/state.json")
-    if newest := max(states, key=lambda p: (len(p.parent.name), p.parent.name), default=None):
-        with reading(newest, f"remove {newest.parent}"):
-            settings = _names(json.loads(newest.read_bytes())["settings"])
-    with reading(curve, "train again, into an empty folder"):
-        points = pd.read_csv(curve).groupby("metric", sort=False).tail(1)
-        validated = points["metric"] == "miou"
-        table = points.assign(
-            variant=[f"step {step}" for step in points["iteration"]],
-            split=np.where(validated, "validation", "training"),
-            unit=np.where(validated, "percent", ""),
-            n_images=0,
-            seed=settings.get("seed", UNKNOWN_SEED),
-            profile=str(note.get("profile", "")),
-        )
-        table = _checked(table[list(SCHEMAS[""])])
-    chosen = {name: note[name] for name in ("backbone", "steps") if name in note}
-    return Finished(_grouped(note=note, setting=settings), chosen, table, [], _written(path))
-
-
-def _read_scores(folder: Path) -> Finished:
-    """Read what `weclip score` wrote; it records neither settings nor a seed."""
-    path, metrics = folder / "scores.csv", ["miou", "pixel accuracy"]
-    with reading(path, "give its `weclip score` again"):
-        table = pd.read_csv(path).melt(["prediction", "split", "pictures"], metrics, "metric")
-        table = table.rename(columns={"prediction": "variant", "pictures": "n_images"})
-        table = table.assign(unit="percent", seed=UNKNOWN_SEED, profile="")
-        table = _checked(table[list(SCHEMAS[""])])
-        chosen = {"split": table["split"].iloc[0], "pictures": int(table["n_images"].iloc[0])}
-    return Finished({}, chosen, table, list(table["variant"].unique()), _written(path))
 
 
 def _shown(value: object) -> str:
@@ -303,7 +119,7 @@ def _line(folder: Path, name: str) -> tuple[datetime, list[str]]:
         run = read_run(folder, name)
     except (Unusable, OSError) as error:
         said = str(error).replace(f"{folder}{os.sep}", "")
-        return _written(folder), [*start, *(NOTHING for _ in LISTED[3:]), said]
+        return written_at(folder), [*start, *(NOTHING for _ in LISTED[3:]), said]
     told = {key: v for key, v in run.chosen.items() if key not in ("profile", "seed", "seed_count")}
     about = (
         run.table["profile"].iloc[0],
@@ -367,10 +183,8 @@ def _found(path: Path, wanted: str) -> tuple[Path, list[str]]:
         raise ValueError(f"{path} is not there: `weclip runs` lists all runs")
     if path.is_dir():
         folder, names = path, runs_in(path)
-    elif path.name in FILES:
-        folder, names = path.parent, [FILES[path.name]]
-    elif TABLE.fullmatch(path.name):
-        folder, names = path.parent, [_stem(path.name)]
+    elif name := run_of(path.name):
+        folder, names = path.parent, [name]
     else:
         raise ValueError(f"{path} is no table of a run: give the run's folder")
     if not names:
@@ -508,7 +322,7 @@ def _scores_text(compared: pd.DataFrame, labels: Sequence[str]) -> str:
             continue
         for row in part.itertuples():
             shown = names if row.run == labels[0] else [""] * len(names)
-            score = as_text(row.mean, row.spread, row.seeds)
+            score = mean_text(row.mean, row.spread, row.seeds)
             rows.append([*shown, row.run, score, str(row.seeds), row.pictures, row.note])
     text = "No score is in the first run and in another one.\n"
     if rows:
