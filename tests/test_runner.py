@@ -36,8 +36,7 @@ if fail:
 Path("began").touch()
 while Path("wait").exists():
     time.sleep(0.05)
-if data_dir and not Path(data_dir).exists():
-    Path(data_dir).mkdir()
+if data_dir and not list(Path(data_dir).iterdir()):
     Path(data_dir, "labels.csv").write_text("drawn")
 Path(out_dir, "table.csv").write_text(f"{seed}\\n")
 Path(out_dir, "masks").mkdir()
@@ -146,6 +145,7 @@ def test_what_a_run_reads_makes_it_stale(notebook, tmp_path, instead) -> None:
 
 def test_a_folder_that_the_run_makes_counts_as_it_left_it(notebook, tmp_path, instead) -> None:
     given = {"data_dir": "new"}
+    (tmp_path / "new").mkdir()
     assert runner.run_notebook(notebook, tmp_path / "out", given)
     assert not runner.run_notebook(notebook, tmp_path / "out", given)
     (tmp_path / "new" / "labels.csv").write_text("edited")

@@ -124,7 +124,7 @@ def kernel(tmp_path, **given) -> dict:
         ({"steps": "twelve"}, "steps of .* is 'twelve': give a whole number"),
         ({"steps": 12.5}, "steps of .* is 12.5: give a whole number"),
         ({"settings": 3}, "settings of .* is 3: give names with values"),
-        ({"settings": {"box": 1}}, "no setting 'box': did you mean"),
+        ({"settings": {"box_t": 1}}, "no setting 'box_t': did you mean"),
         ({"settings": {"steps": 3}, "steps": 4}, "steps of .* is given twice"),
         ({"data_dir": "no/such"}, "data_dir of .* is 'no/such': nothing is there"),
         ({"device": "gpu"}, "device 'gpu': torch sees only cpu"),

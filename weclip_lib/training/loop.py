@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -118,7 +119,8 @@ def _outputs(
     makes it, with the decoder's affinity of this step.
     """
     label = None if use_rfm else batch.label
-    with torch.autocast(model.foreground.device.type, torch.bfloat16, enabled=bf16):
+    device = model.foreground.device.type
+    with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
         features = batch.features() if label is None else None
         tokens = batch.tokens() if features is None else features.tokens
         logits, affinity = model.decoder(tokens, batch.grid)
