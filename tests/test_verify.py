@@ -11,8 +11,9 @@ from tests.test_quality import counted, random_pairs
 from weclip_lib.__main__ import main as weclip
 from weclip_lib.evaluation.kept import Kept, Row, read_counts, write_counts
 from weclip_lib.evaluation.quality import measures, precision
-from weclip_lib.evaluation.report import score_tables
+from weclip_lib.evaluation.report import DECIMALS, score_tables
 from weclip_lib.ops.metrics import scores
+from weclip_lib.studies import results
 from weclip_lib.studies.results import write_table
 
 CLASSES = ("background", "boat", "cat", "dog")
@@ -180,6 +181,7 @@ def same(kept: Kept) -> bool:
 
 
 def test_a_run_of_a_notebook_is_right(run, capsys) -> None:
+    assert results.DECIMALS[""] == results.DECIMALS["_per_class"] == DECIMALS
     weclip(["verify", str(run)])
     lines = capsys.readouterr().out.splitlines()
     measured = sum(len(measures(counts)) for counts in ROWS.values())

@@ -1,6 +1,6 @@
 """Keep the counts of every picture beside a table, and read them again.
 
-`<name>_images.npz` holds `about`, a JSON text in UTF-8, and five columns of numbers with an entry
+`<name>_images.npz` holds `about`, a JSON text in UTF-8, and four columns of numbers with an entry
 for every picture, cell of its mask and predicted class that occur together (`regions.ENTRY`). The
 entries of a row of the table follow each other; `about` says how many there are.
 """
