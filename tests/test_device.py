@@ -45,7 +45,9 @@ def trained_on(device: torch.device, study: Study, work) -> dict[str, list]:
         "losses": [one for point in run.history + full.history for one in point.values()],
         "watched": run.watched.tolist(),
         "tables": [one.tolist() for found in tables.values() for one in found],
-        "stages": [t.tolist() for t in reproduce.stage_scores(here, run.model, images).values()],
+        "stages": [
+            one.total().tolist() for one in reproduce.count_stages(here, run.model, images).values()
+        ],
         "labels": here.static(variant).label.tolist(),
     }
 

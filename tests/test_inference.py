@@ -14,12 +14,20 @@ from safetensors.torch import load_file, save_file
 from weclip_lib.__main__ import main as weclip
 from weclip_lib.backbone import load_backbone
 from weclip_lib.config import CRF
-from weclip_lib.data.datasets import MaskedImages
+from weclip_lib.data.datasets import MaskedImages, normalise
 from weclip_lib.data.profiles import PROFILES
 from weclip_lib.decoder import Decoder
 from weclip_lib.evaluation import inference
 from weclip_lib.evaluation import scores as evaluate
-from weclip_lib.evaluation.scores import enlarge, label_map, resize_longer, score_decoders, shown_to
+from weclip_lib.evaluation.scores import (
+    count_decoders,
+    enlarge,
+    label_map,
+    resize_longer,
+    score_decoders,
+    shown_to,
+)
+from weclip_lib.ops.metrics import confusion_matrix
 from weclip_lib.storage.pictures import read_mask, write_mask
 from weclip_lib.storage.tensors import read_note, save_weights
 from weclip_lib.training.train import trained_note
@@ -234,10 +242,58 @@ def test_scores_single_averaged_and_with_crf(trained, world, tmp_path, capsys) -
     assert list(table["prediction"]) == ["single scale", "scales and flips", "with CRF"]
     assert table["miou"].between(0, 100).all() and (table["pictures"] == 2).all()
     assert (table["split"] == "val").all()
-    assert len(pd.read_csv(tmp_path / "per_class.csv")) == 13
+    assert {"boundary miou", "miou small", "miou medium", "miou large"} <= set(table)
+    per_class = pd.read_csv(tmp_path / "per_class.csv")
+    assert len(per_class) == 13 and {"with CRF precision", "with CRF recall"} <= set(per_class)
+    assert list(pd.read_csv(tmp_path / "confused.csv"))[:2] == ["class", "taken for"]
     assert (tmp_path / "confusion.png").stat().st_size > 5000
     said = capsys.readouterr().out
     assert "with CRF" in said and f"split val of {world}: 2 pictures" in said
+    assert "boundary miou" in said and "taken for" in said
+    weclip(["verify", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{tmp_path}/scores.csv: 3 rows checked, 0 not covered" and len(lines) == 3
+    changed = (
+        (tmp_path / "scores.csv").read_text().replace("scales and flips,", "scales and flips,9")
+    )
+    (tmp_path / "scores.csv").write_text(changed)
+    with pytest.raises(SystemExit, match="prediction scales and flips: miou is 9"):
+        weclip(["verify", str(tmp_path)])
+    with (
+        monkey.context(),
+        pytest.raises(SystemExit, match=r"scores\.csv is there, but not as this"),
+    ):
+        monkey.setattr(inference, "open_profile", lambda *_: (SMOKE, world))
+        weclip([*given, "--out", str(tmp_path)])
+    monkey.undo()
+
+
+def test_counts_of_pictures_add_up_to_the_scores(world) -> None:
+    """Every kind of prediction, picture by picture, against masks made one by one."""
+    backbone = load_backbone("MiniCLIP", "miniclip")
+    decoders = {}
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        decoders[seed] = Decoder(width=128, class_count=13, block_count=11, dim=32, layers=1)
+    dataset, crf = MaskedImages(world, "val", SMOKE.labels), CRF(iterations=2)
+    counted = count_decoders(backbone, decoders, dataset, crf=crf, batch=2)
+    totals = score_decoders(backbone, decoders, dataset, crf=crf)
+    for key, decoder in decoders.items():
+        assert [counts.names for counts in counted[key]] == 3 * [tuple(dataset.names)]
+        assert all(map(torch.equal, (c.total() for c in counted[key]), totals[key]))
+        decoder.eval()
+        for row, name in enumerate(dataset.names):
+            image, mask = dataset.image(row), dataset.mask(row)
+            pixels = normalise([image], backbone.statistics)
+            ((single, mean),) = evaluate.predict(backbone, [decoder], pixels)
+            found = [label_map(logits, mask.shape)[0] for logits in (single, mean)]
+            found.append(torch.from_numpy(evaluate.with_crf(mean[0], image, crf)))
+            for labels, counts in zip(found, counted[key], strict=True):
+                table = confusion_matrix(labels, torch.from_numpy(mask), 13)
+                assert (counts.picture(name) - table).abs().sum() <= 4  # batches round differently
+    decoders[1].train()
+    (one, other) = count_decoders(backbone, decoders, dataset, scales=(1.0,), flip=False)[1]
+    assert (one.entries == other.entries).all() and decoders[1].training
 
 
 def test_crf_is_a_third_table(world) -> None:

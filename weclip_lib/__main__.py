@@ -16,6 +16,7 @@ from weclip_lib import commands
 COMMANDS = {
     "train": (commands.Train, "training.train", "run"),
     "score": (commands.Score, "evaluation.inference", "run_score"),
+    "verify": (commands.Verify, "studies.verify", "run"),
     "predict": (commands.Predict, "evaluation.inference", "run_predict"),
     "doctor": (commands.Doctor, "data.doctor", "run"),
     "download": (commands.Download, "data.download", "run"),

@@ -72,6 +72,17 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Compute the scores of runs again from the counts kept with them, and compare the tables."""
+
+    runs: Positional[tuple[Path, ...]]  # folders of `weclip score`, or of runs of notebooks
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("no run is given: name folders of `weclip score` or of notebooks")
+
+
+@dataclass(frozen=True)
 class Predict:
     """Write masks of pictures as indexed PNG files with VOC's palette."""
 

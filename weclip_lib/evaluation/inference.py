@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import UInt8
 from PIL import Image
@@ -24,6 +23,7 @@ from weclip_lib.config import CRF, STATISTICS, DecoderShape, in_range, one_of
 from weclip_lib.data.datasets import MaskedImages, normalise, open_profile
 from weclip_lib.data.profiles import check_scales
 from weclip_lib.decoder import Decoder
+from weclip_lib.evaluation.kept import SUFFIX, Row, write_counts
 from weclip_lib.evaluation.plan import (
     LEGEND,
     LIST,
@@ -33,9 +33,10 @@ from weclip_lib.evaluation.plan import (
     plan_outputs,
     refuse_data_set,
 )
-from weclip_lib.evaluation.scores import label_map, predict, score_decoders, shown_to, with_crf
+from weclip_lib.evaluation.quality import ImageCounts
+from weclip_lib.evaluation.report import DECIMALS, KEYS, KINDS, SCORES, score_tables
+from weclip_lib.evaluation.scores import count_decoders, label_map, predict, shown_to, with_crf
 from weclip_lib.figures.plotting import colours, matrix, overlay
-from weclip_lib.ops.metrics import scores
 from weclip_lib.storage.files import Unusable, check_writable, in_a_line, only_one
 from weclip_lib.storage.lists import Report, refuse
 from weclip_lib.storage.pictures import read_image, write_mask
@@ -43,6 +44,9 @@ from weclip_lib.storage.tensors import load_weights, read_note, read_tensors
 
 READ_AHEAD = 4  # pictures that are decoded in advance
 BATCH_PIXELS = 2**22  # of all pictures in one batch
+FIGURE = "confusion.png"
+MOST_CONFUSED = 10  # pairs of classes that `weclip score` prints
+NO_SEED = -1  # as in the tables of the notebooks
 GIVE = "give a trained.safetensors of `weclip train`"
 
 
@@ -282,10 +286,10 @@ def run_score(arguments: Score) -> None:
     dataset = MaskedImages(folder, arguments.split, setting.labels, limit=arguments.pictures)
     check_writable(arguments.out)
     written = Written(arguments.out)
-    for name in ("per_class.csv", "scores.csv", "confusion.png"):
+    for name in (*KEYS, FIGURE, f"scores{SUFFIX}"):
         written.check(arguments.out / name)
     segmenter = _loaded(arguments)
-    found = score_decoders(
+    found = count_decoders(
         segmenter.backbone,
         {"it": segmenter.decoder},
         dataset,
@@ -294,30 +298,28 @@ def run_score(arguments: Score) -> None:
         batch=1,
         crf=CRF(),
     )["it"]
-    kinds = ("single scale", "scales and flips", "with CRF")
-    judged = [scores(table) for table in found]
-    names = ("background", *setting.labels.classes)
-    per_class = pd.DataFrame({k: s.class_iou.tolist() for k, s in zip(kinds, judged, strict=True)})
-    per_class.insert(0, "class", names)
-    with written.whole(arguments.out / "per_class.csv") as partial:
-        per_class.round(2).to_csv(partial, index=False, lineterminator="\n")
-    total = pd.DataFrame(
-        {
-            "prediction": kinds,
-            "miou": [s.miou for s in judged],
-            "pixel accuracy": [s.pixel_accuracy for s in judged],
-            "split": arguments.split,
-            "pictures": len(dataset),
-        }
-    )
-    with written.whole(arguments.out / "scores.csv") as partial:
-        total.round(2).to_csv(partial, index=False, lineterminator="\n")
-    parts = found[1].double() / found[1].sum(dim=1, keepdim=True).clamp(min=1)
+    counted = dict(zip(KINDS, found, strict=True))
+    _write_scores(written, counted, ("background", *classes), arguments.split)
+    sys.stdout.write(f"split {arguments.split} of {folder}: {len(dataset)} pictures\n\n")
+    tables = score_tables(counted, ("background", *classes), arguments.split)
+    for name, rows in (("per_class.csv", None), ("confused.csv", MOST_CONFUSED), (SCORES, None)):
+        sys.stdout.write(f"{tables[name][:rows].round(DECIMALS).to_string(index=False)}\n\n")
+    tqdm.write(f"wrote {arguments.out / SCORES}", file=sys.stderr)
+
+
+def _write_scores(
+    written: Written, counted: dict[str, ImageCounts], names: tuple[str, ...], split: str
+) -> None:
+    """Write tables, the figure of all confusions, and the counts behind them."""
+    for name, table in score_tables(counted, names, split).items():
+        with written.whole(written.out / name) as partial:
+            table.round(DECIMALS).to_csv(partial, index=False, lineterminator="\n")
+    total = counted[KINDS[1]].total().double()
+    parts = total / total.sum(dim=1, keepdim=True).clamp(min=1)
     title = "share of the true pixels (rows) that are predicted as (columns)"
     figure = matrix(parts.numpy(), rows=names, columns=names, title=title)
-    with written.whole(arguments.out / "confusion.png") as partial:
+    with written.whole(written.out / FIGURE) as partial:
         figure.savefig(partial, dpi=100, format="png")
-    sys.stdout.write(f"split {arguments.split} of {folder}: {len(dataset)} pictures\n\n")
-    sys.stdout.write(f"{per_class.round(2).to_string(index=False)}\n\n")
-    sys.stdout.write(f"{total.round(2).to_string(index=False)}\n")
-    tqdm.write(f"wrote {arguments.out / 'scores.csv'}", file=sys.stderr)
+    kept = {Row(kind, split, "miou", NO_SEED): counts for kind, counts in counted.items()}
+    with written.whole(written.out / f"scores{SUFFIX}") as partial:
+        write_counts(partial, kept, names)

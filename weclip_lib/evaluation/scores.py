@@ -22,8 +22,9 @@ from weclip_lib.backbone import Backbone
 from weclip_lib.config import CRF
 from weclip_lib.data.datasets import MaskedImages, batches, normalise
 from weclip_lib.decoder import Decoder
+from weclip_lib.evaluation.quality import ImageCounts, joined
+from weclip_lib.evaluation.regions import Regions, regions_of
 from weclip_lib.ops.crf import dense_crf
-from weclip_lib.ops.metrics import confusion_matrix
 
 Key = TypeVar("Key", bound=Hashable)
 MOST_PATCHES = 4096  # of a picture in the network: 1024x1024 pixels of a ViT-B/16
@@ -162,7 +163,7 @@ def with_crf(
     return np.array(Image.fromarray(ids).resize((width, height), Image.Resampling.NEAREST))
 
 
-def score_decoders(
+def count_decoders(
     backbone: Backbone,
     decoders: Mapping[Key, Decoder],
     dataset: MaskedImages,
@@ -172,33 +173,30 @@ def score_decoders(
     long_side: int = 0,
     batch: int = 8,
     crf: CRF | None = None,
-) -> dict[Key, tuple[Integer[Tensor, "cls cls"], ...]]:
-    """Return confusion matrices of each decoder: single scale, scales and flips, with CRF.
+) -> dict[Key, tuple[ImageCounts, ...]]:
+    """Count the pixels of each decoder: single scale, scales and flips, with CRF.
 
     All pictures of a batch need one size; use `batch=1` where sizes differ.
 
     Args:
         long_side: Pixels of the longer side in the network (`shown_to`); 0: its own. Class ids
             are compared at the mask's size.
-        crf: For the averaged logits, on all cores; None: two matrices a decoder.
+        crf: For the averaged logits, on all cores; None: two counts a decoder.
     """
     modes = {name: decoder.training for name, decoder in decoders.items()}
     for decoder in decoders.values():
         decoder.eval()
     count, device = dataset.labels.class_count, next(backbone.parameters()).device
-    totals = {n: torch.zeros(3 if crf else 2, count, count, dtype=torch.long) for n in decoders}
+    found: dict[Key, tuple[list[np.ndarray], ...]] = {n: ([], [], []) for n in decoders}
     pending: deque[tuple[Key, int, Future]] = deque()  # key, pixels, result
 
-    def compared(found: Tensor, mask: UInt8[np.ndarray, "height width"]) -> Tensor:
-        return confusion_matrix(found.cpu(), torch.from_numpy(mask), count)
-
-    def refined(logits: Tensor, image: np.ndarray, mask: np.ndarray) -> Tensor:
-        return compared(torch.from_numpy(with_crf(logits, image, crf)), mask)
+    def refined(logits: Tensor, image: np.ndarray, mask: Regions) -> np.ndarray:
+        return mask.count(with_crf(logits, image, crf))
 
     def collect(left: int, pixels: int) -> None:
         while len(pending) > left or sum(own for _, own, _ in pending) > pixels:
             name, _, waiting = pending.popleft()
-            totals[name][2] += waiting.result()
+            found[name][2].append(waiting.result())
 
     with ThreadPoolExecutor() as pool:
         for rows in tqdm(
@@ -208,34 +206,47 @@ def score_decoders(
             images = normalise(pictures, backbone.statistics).to(device)
             images = shown_to(backbone, images, long_side, scales)
             outputs = predict(backbone, list(decoders.values()), images, scales=scales, flip=flip)
-            masks = [dataset.mask(row) for row in rows]
+            masks = [regions_of(dataset.mask(row), count) for row in rows]
             for name, (single, mean) in zip(decoders, outputs, strict=True):
                 for place, (image, mask) in enumerate(zip(pictures, masks, strict=True)):
                     one, other = single[place : place + 1], mean[place : place + 1]
-                    table = compared(label_map(one, mask.shape)[0], mask)
-                    totals[name][0] += table
+                    size = mask.known.shape
+                    entries = mask.count(label_map(one, size)[0].cpu().numpy())
+                    found[name][0].append(entries)
                     if mean is not single:
-                        table = compared(label_map(other, mask.shape)[0], mask)
-                    totals[name][1] += table
+                        entries = mask.count(label_map(other, size)[0].cpu().numpy())
+                    found[name][1].append(entries)
                     if crf:
-                        pixels = math.prod(crf_size(*mask.shape))
+                        pixels = math.prod(crf_size(*size))
                         collect(AHEAD - 1, AHEAD_PIXELS - pixels)
                         waiting = pool.submit(refined, other[0], image, mask)
                         pending.append((name, pixels, waiting))
         collect(0, 0)
     for name, decoder in decoders.items():
         decoder.train(modes[name])
-    return {name: tuple(total) for name, total in totals.items()}
+    names, kinds = tuple(dataset.names), 3 if crf else 2
+    return {
+        key: tuple(ImageCounts(names, count, joined(parts)) for parts in lists[:kinds])
+        for key, lists in found.items()
+    }
 
 
-def score_labels(
+def score_decoders(
+    backbone: Backbone, decoders: Mapping[Key, Decoder], dataset: MaskedImages, **how
+) -> dict[Key, tuple[Integer[Tensor, "cls cls"], ...]]:
+    """Return confusion matrices of each decoder: the totals of `count_decoders`."""
+    counted = count_decoders(backbone, decoders, dataset, **how)
+    return {key: tuple(counts.total() for counts in kinds) for key, kinds in counted.items()}
+
+
+def count_labels(
     label: Callable[[list[int]], Mapping[str, Integer[Tensor, "batch height width"]]],
     dataset: MaskedImages,
     *,
     rows: Sequence[int] | None = None,
     batch: int = 8,
-) -> dict[str, Integer[Tensor, "cls cls"]]:
-    """Return confusion matrices of pseudo labels against masks, which training never sees.
+) -> dict[str, ImageCounts]:
+    """Count the pixels of pseudo labels against masks, which training never sees.
 
     Args:
         label: Returns the label maps of some rows of the data set, by name of the variant.
@@ -243,11 +254,21 @@ def score_labels(
     """
     chosen = range(len(dataset)) if rows is None else rows
     count = dataset.labels.class_count
-    totals: dict[str, Tensor] = {}
+    counted: dict[str, list[np.ndarray]] = {}
     for part in tqdm(list(batches(chosen, batch)), desc="scoring labels", unit="batch"):
-        masks = [torch.from_numpy(dataset.mask(row)) for row in part]
+        masks = [regions_of(dataset.mask(row), count) for row in part]
         for name, found in label(part).items():
-            pairs = zip(found.cpu(), masks, strict=True)
-            tables = [confusion_matrix(one, mask, count) for one, mask in pairs]
-            totals[name] = totals.get(name, 0) + torch.stack(tables).sum(0)
-    return totals
+            entries = [m.count(f.cpu().numpy()) for f, m in zip(found, masks, strict=True)]
+            counted.setdefault(name, []).extend(entries)
+    names = tuple(dataset.names[row] for row in chosen)
+    return {name: ImageCounts(names, count, joined(parts)) for name, parts in counted.items()}
+
+
+def score_labels(
+    label: Callable[[list[int]], Mapping[str, Integer[Tensor, "batch height width"]]],
+    dataset: MaskedImages,
+    **how,
+) -> dict[str, Integer[Tensor, "cls cls"]]:
+    """Return confusion matrices of pseudo labels: the totals of `count_labels`."""
+    counted = count_labels(label, dataset, **how)
+    return {name: counts.total() for name, counts in counted.items()}

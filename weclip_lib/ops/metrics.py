@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
@@ -38,22 +39,21 @@ def confusion_matrix(
     total = truth.new_zeros(class_count**2, dtype=torch.long)
     predicted, true = (ids.flatten().split(PIXELS_AT_ONCE) for ids in (prediction, truth))
     for some_predicted, some_true in zip(predicted, true, strict=True):
-        total += _counts(some_predicted, some_true, class_count)
+        counted = some_true != IGNORE_INDEX
+        rows, columns = some_true[counted].long(), some_predicted[counted].long()
+        check_ids("truth", rows, class_count)
+        check_ids("prediction", columns, class_count)
+        total += torch.bincount(rows * class_count + columns, minlength=class_count**2)
     return total.view(class_count, class_count)
 
 
-def _counts(
-    prediction: Integer[Tensor, " pixel"], truth: Integer[Tensor, " pixel"], class_count: int
-) -> Integer[Tensor, " pair"]:
-    counted = truth != IGNORE_INDEX
-    truth, prediction = truth[counted].long(), prediction[counted].long()
-    for name, values in (("truth", truth), ("prediction", prediction)):
-        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < class_count:
-            raise ValueError(
-                f"{name} holds class ids {int(values.min())} to {int(values.max())}, "
-                f"outside 0 to {class_count - 1}: check the class list and the masks"
-            )
-    return torch.bincount(truth * class_count + prediction, minlength=class_count**2)
+def check_ids(name: str, ids: Tensor | np.ndarray, class_count: int) -> None:
+    """Raise a ValueError if one of the class ids is outside 0 to class_count - 1."""
+    if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < class_count:
+        raise ValueError(
+            f"{name} holds class ids {int(ids.min())} to {int(ids.max())}, "
+            f"outside 0 to {class_count - 1}: check the class list and the masks"
+        )
 
 
 def scores(confusion: Integer[Tensor, "cls cls"]) -> Scores:

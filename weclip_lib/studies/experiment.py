@@ -20,6 +20,8 @@ from weclip_lib.config import Budget
 from weclip_lib.data.datasets import open_profile
 from weclip_lib.data.profiles import Profile, get_profile, official
 from weclip_lib.data.settings import as_text, effective, with_settings
+from weclip_lib.evaluation.kept import SUFFIX, Row, write_counts
+from weclip_lib.evaluation.quality import ImageCounts
 from weclip_lib.storage.provenance import ROOT, seed_everything
 from weclip_lib.studies.parameters import (
     NOTEBOOKS,
@@ -80,12 +82,18 @@ class Experiment:
         """Write a table of the notebook (`results.write_table`); return it."""
         return write_table(self.out, self.notebook, rows, kind, self.settings)
 
-    def finish(self, order: Sequence[str] = ()) -> None:
+    def finish(self, order: Sequence[str] = (), counts: Mapping[Row, ImageCounts] = {}) -> None:
         """Write what somebody needs to repeat the run, and print where its results are.
 
         Args:
             order: Of the variants in tables.
+            counts: Pixels behind the scores, for `weclip verify`.
         """
+        if counts:
+            told = f" [{as_text(self.settings)}]" if self.settings else ""
+            rows = {replace(row, variant=row.variant + told): c for row, c in counts.items()}
+            names = ("background", *self.setting.labels.classes)
+            write_counts(self.out / f"{self.notebook}{SUFFIX}", rows, names)
         written = write_provenance(
             self.out,
             self.notebook,

@@ -22,7 +22,8 @@ from weclip_lib.data.datasets import MaskedImages, data_folder, normalise
 from weclip_lib.data.layouts import data_root, is_own
 from weclip_lib.data.profiles import Profile, get_profile, official
 from weclip_lib.data.settings import effective
-from weclip_lib.evaluation.scores import score_decoders, score_labels, shown_to
+from weclip_lib.evaluation.quality import ImageCounts
+from weclip_lib.evaluation.scores import count_decoders, count_labels, shown_to
 from weclip_lib.model import WeCLIP
 from weclip_lib.storage.files import nearest_there
 from weclip_lib.studies.experiment import Experiment
@@ -80,9 +81,9 @@ def estimate(
     """
     step = _step_seconds(experiment, study, variant)
     scored = study.masked(study.setting.scored_splits[0], TRIED_PICTURES)
-    picture = _seconds(lambda: _score_all(study, study.model(variant), scored)) / len(scored)
+    picture = _seconds(lambda: count_decoder(study, study.model(variant), scored)) / len(scored)
     train = study.masked(study.setting.train_split, TRIED_PICTURES)
-    stage = _seconds(lambda: stage_scores(study, study.model(variant), train)) / len(train)
+    stage = _seconds(lambda: count_stages(study, study.model(variant), train)) / len(train)
     count = len(study.masked(study.setting.scored_splits[0], study.pictures))
     budget = experiment.budget
     parameters = sum(p.numel() for p in study.model(variant).decoder.parameters())
@@ -142,10 +143,10 @@ def _memory(device: torch.device) -> tuple[int, int]:
     return used, used + psutil.virtual_memory().available
 
 
-def _score_all(study: Study, model: WeCLIP, images: MaskedImages) -> tuple[Tensor, ...]:
-    """Return confusion matrices: single scale, scales and flips, with CRF."""
+def count_decoder(study: Study, model: WeCLIP, images: MaskedImages) -> tuple[ImageCounts, ...]:
+    """Count the pixels of a decoder's masks: single scale, scales and flips, with CRF."""
     setting = study.setting
-    return score_decoders(
+    return count_decoders(
         study.backbone,
         {"it": model.decoder},
         images,
@@ -154,16 +155,6 @@ def _score_all(study: Study, model: WeCLIP, images: MaskedImages) -> tuple[Tenso
         batch=1,
         crf=setting.crf,
     )["it"]
-
-
-def decoder_scores(study: Study, model: WeCLIP, split: str) -> tuple[tuple[Tensor, ...], int]:
-    """Score a decoder at a single scale, with scales and flips, and with CRF.
-
-    Returns:
-        Three confusion matrices, and the number of pictures.
-    """
-    images = study.masked(split, study.pictures)
-    return _score_all(study, model, images), len(images)
 
 
 @torch.no_grad()
@@ -190,12 +181,10 @@ def stages(
     }
 
 
-def stage_scores(
-    study: Study, model: WeCLIP, images: MaskedImages
-) -> dict[str, Integer[Tensor, "cls cls"]]:
-    """Return the confusion matrix of every stage, over training pictures with masks."""
+def count_stages(study: Study, model: WeCLIP, images: MaskedImages) -> dict[str, ImageCounts]:
+    """Count the pixels of the labels of every stage, over training pictures with masks."""
     model.eval()
-    return score_labels(lambda rows: stages(study, model, images, *rows), images, batch=1)
+    return count_labels(lambda rows: stages(study, model, images, *rows), images, batch=1)
 
 
 def differences(setting: Profile) -> pd.DataFrame:

@@ -15,7 +15,9 @@ from weclip_lib.backbone import load_backbone
 from weclip_lib.config import Budget, in_range
 from weclip_lib.data.datasets import LabelledImages, MaskedImages, normalise
 from weclip_lib.data.profiles import Profile
-from weclip_lib.evaluation.scores import score_decoders
+from weclip_lib.evaluation.kept import Row
+from weclip_lib.evaluation.quality import ImageCounts
+from weclip_lib.evaluation.scores import count_decoders
 from weclip_lib.model import WeCLIP
 from weclip_lib.ops.metrics import confusion_matrix, scores
 from weclip_lib.storage.files import locked, whole
@@ -94,6 +96,7 @@ class Study:
             range(min(self.inspected_count, max(4, self.inspected_count // 10)))
         )
         self._caches: dict[tuple, FeatureCache] = {}
+        self.counts: dict[Row, ImageCounts] = {}  # pixels behind the scores, by row of the table
 
     def _images(
         self, kind: type[LabelledImages], split: str, limit: int, *, square: int = 0
@@ -240,15 +243,21 @@ class Study:
         return folder
 
     def confusions(
-        self, trained: dict[tuple[str, int], Trained], split: str, *, every_scale: bool = False
+        self,
+        trained: dict[tuple[str, int], Trained],
+        split: str,
+        *,
+        every_scale: bool = False,
+        metrics: Sequence[str] = ("miou",),
     ) -> tuple[dict[tuple[str, int], tuple[Tensor, ...]], int]:
         """Return confusion matrices of every (variant, seed), and the number of pictures.
 
         Args:
             every_scale: Whether to use several scales and mirror images, too.
+            metrics: Names of these scores in the table; `counts` keeps their pixels.
         """
         dataset, setting = self.masked(split, self.pictures), self.setting
-        found = score_decoders(
+        found = count_decoders(
             self.backbone,
             {key: run.model.decoder for key, run in trained.items()},
             dataset,
@@ -257,7 +266,11 @@ class Study:
             long_side=setting.long_side,
             batch=1 if setting.augment else 8,
         )
-        return found, len(dataset)
+        for (variant, seed), kinds in found.items():
+            for metric, counted in zip(metrics, kinds, strict=False):
+                self.counts[Row(variant, split, metric, seed)] = counted
+        tables = {key: tuple(one.total() for one in kinds) for key, kinds in found.items()}
+        return tables, len(dataset)
 
     def score(self, trained: dict[tuple[str, int], Trained], splits: Iterable[str]) -> list[dict]:
         """Make rows of a score table: single-scale mIoU of every (variant, seed) and split."""
