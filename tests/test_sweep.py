@@ -54,6 +54,22 @@ def test_settings_are_swept_with_parameters(tmp_path) -> None:
     assert list(jobs[0].varied) == ["pictures", "box_threshold", "scales"]
 
 
+def test_settings_are_changed_one_at_a_time(tmp_path) -> None:
+    path = written(
+        tmp_path,
+        GOOD | {"settings": {"dim": 64}, "each": {"par_iterations": [0, 5], "rfm_select": False}},
+    )
+    jobs = sweep.read_grid(path, tmp_path / "out").jobs
+    assert [job.parameters["settings"] for job in jobs if job.parameters["pictures"] == 2] == [
+        {"dim": 64},
+        {"dim": 64, "par_iterations": 0},
+        {"dim": 64, "par_iterations": 5},
+        {"dim": 64, "rfm_select": False},
+    ]
+    assert jobs[1].varied == {"pictures": 2, "changed": "par_iterations=0"}
+    assert jobs[0].varied["changed"] == "nothing" and len({job.name for job in jobs}) == 8
+
+
 def test_jobs_stay_apart_on_any_disk(tmp_path) -> None:
     """Some take A for a, é for e with an accent, or drop what is at the end."""
     folders = ["a b", "a-b", "a/b", "photos", "Photos", "photos.", "é", "e\u0301", "\u4e2d" * 200]
@@ -69,7 +85,7 @@ def test_jobs_stay_apart_on_any_disk(tmp_path) -> None:
     [
         ("notebook: [", "is no YAML"),
         ("notebook: !!bool maybe", "grid.yml is no YAML"),
-        ("- 01_cam_generation", "has list: it takes `notebook`, `parameters` and"),
+        ("- 01_cam_generation", "has list: it takes `notebook`, `parameters`, `settings`, `each`"),
         (GOOD | {"params": {}}, "params: it takes `notebook`"),
         ("notebook: 01_cam_generation\nnotebook: 01_cam_generation", "comes a second time"),
         ("notebook: 01_cam_generation\nparameters:\n  seed: 1\n  seed: 2", "'seed' comes a second"),

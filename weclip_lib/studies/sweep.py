@@ -2,10 +2,11 @@
 
 A grid is a YAML file with a notebook, its parameters, and settings (`data.settings`). Every value
 of a list is run; of several lists, every combination. A setting that is a list itself, such as
-`scales`, is written as a list of lists. Each run is a papermill job with its own kernel and its own
-folder. So a failed job does not affect the others, and a finished one is not repeated. A workflow
-engine can run the same jobs by the steps `list`, `waiting`, `job` and `collect`. Paths in the file
-are relative to the caller's working directory.
+`scales`, is written as a list of lists. Settings below `each` are changed one at a time. Each run
+is a papermill job with its own kernel and its own folder. So a failed job does not affect the
+others, and a finished one is not repeated. A workflow engine can run the same jobs by the steps
+`list`, `waiting`, `job` and `collect`. Paths in the file are relative to the caller's working
+directory.
 """
 
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from weclip_lib.commands import Sweep
-from weclip_lib.data.settings import as_value
+from weclip_lib.data.settings import as_text, as_value
 from weclip_lib.storage.files import check_writable, whole
 from weclip_lib.storage.lists import read_yaml
 from weclip_lib.storage.provenance import ROOT, outside_results
@@ -25,7 +26,7 @@ from weclip_lib.studies.parameters import NOTEBOOKS, check_run, run_name
 from weclip_lib.studies.records import is_done, run_key
 from weclip_lib.studies.runner import Task, run_tasks
 
-KEYS = ("notebook", "parameters", "settings")
+KEYS = ("notebook", "parameters", "settings", "each")
 
 
 @dataclass(frozen=True)
@@ -79,27 +80,32 @@ def read_grid(path: Path, out: Path | None = None) -> Grid:
     grid = read_yaml(path)
     if not isinstance(grid, dict) or not set(grid) <= set(KEYS) or "notebook" not in grid:
         found = ", ".join(map(str, grid)) if isinstance(grid, dict) else type(grid).__name__
-        raise ValueError(f"{path} has {found}: it takes `notebook`, `parameters` and `settings`")
+        raise ValueError(
+            f"{path} has {found}: it takes `notebook`, `parameters`, `settings` and `each`"
+        )
     known = sorted(p.stem for p in NOTEBOOKS.glob("[0-9]*.ipynb"))
     if grid["notebook"] not in known:
         raise ValueError(
             f"{path}: there is no notebook {grid['notebook']!r}: choose of {', '.join(known)}"
         )
     notebook = NOTEBOOKS / f"{grid['notebook']}.ipynb"
-    parameters, settings = (_lists(path, grid, key) for key in KEYS[1:])
+    parameters, settings, each = (_lists(path, grid, key) for key in KEYS[1:])
+    alone = [{}, *({name: value} for name, values in each.items() for value in values)]
     if "settings" in parameters:
         raise ValueError(f"{path}: write `settings` beside `parameters`, not below it")
     jobs = []
-    for values in product(*parameters.values(), *settings.values()):
+    for *values, one in product(*parameters.values(), *settings.values(), alone):
         chosen = dict(zip(parameters, values, strict=False))
-        changed = dict(zip(settings, values[len(parameters) :], strict=True))
+        changed = dict(zip(settings, values[len(parameters) :], strict=True)) | one
         told = chosen | ({"settings": changed} if changed else {})
         try:
             check_run(notebook, told)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        lists = parameters | settings
-        varied = {n: v for n, v in (chosen | changed).items() if len(lists[n]) > 1}
+        lists = settings | parameters
+        varied = {n: v for n, v in (changed | chosen).items() if len(lists.get(n, ())) > 1}
+        if each:
+            varied["changed"] = as_text(one) or "nothing"
         jobs.append(Job(run_name(varied), told, varied))
     twice = [job.name for number, job in enumerate(jobs) if job in jobs[:number]]
     if twice:
