@@ -10,7 +10,7 @@ WECLIP := $(BIN)/weclip
 # Pictures of up to 100 MB can be uploaded into a notebook.
 UPLOADS := tornado_settings="{'websocket_max_message_size': 104857600}"
 
-.PHONY: help setup run test browser lint lab app site studies publish sweep bench reproduce data pretrain clean
+.PHONY: help setup run test rehearsal browser lint lab app site studies publish sweep bench reproduce data pretrain clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ browser: setup  ## test explorers in a browser; needs chromium, saves pictures i
 	@PATH="$(CURDIR)/.tools/bin:$$PATH"; \
 	  uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,browser]'
 	$(BIN)/python -m pytest -m browser -rs -s
+
+rehearsal: setup  ## run notebook 09 from end to end on small folders, ViT-B/16 of random weights
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m rehearsal -n 2
 
 lab: setup  ## open JupyterLab at the index
 	$(BIN)/jupyter lab notebooks/index.ipynb --ServerApp.$(UPLOADS)

@@ -98,6 +98,19 @@ def test_batches_and_single_pictures_agree(trained, photos) -> None:
         assert (together[name] == alone[name]).mean() > 0.999
 
 
+def test_settings_of_inference(trained, photos, tmp_path) -> None:
+    given = ["predict", "--decoder", str(trained), "--out", str(tmp_path / "o"), str(photos)]
+    weclip([*given, "-s", "scales", "[1, 0.5, 2]", "-s", "long_side", "64", "--crf"])
+    for pair, message in (
+        (("dim", "64"), "dim has no effect on inference: choose of scales, long_side, crf_"),
+        (("scale", "1"), "no setting 'scale': did you mean scales"),
+        (("scales", "[0.5]"), "the first has to be 1"),
+        (("crf_iterations", "-1"), "crf_iterations is -1"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            weclip([*given, "-s", *pair])
+
+
 def test_as_the_voc_server_wants_it(trained, photos, tmp_path) -> None:
     (tmp_path / "test.txt").write_text("d\n")
     given = ["predict", "--decoder", str(trained), "--voc-server", str(photos)]

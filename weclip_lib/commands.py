@@ -65,6 +65,7 @@ class Score:
     split: str = "val"  # of the data
     pictures: int = 0  # use only the first so many; 0: all
     weights: str = ""  # of the backbone, if they moved
+    s: Settings = ()  # a setting of inference, such as crf_iterations 5; repeatable
     device: Device = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
 
     def __post_init__(self) -> None:
@@ -95,6 +96,7 @@ class Predict:
     voc_server: bool = False  # use the folders that VOC's server expects
     batch: int = 1  # pictures of one size at a time
     weights: str = ""  # of the backbone, if they moved
+    s: Settings = ()  # a setting of inference, such as crf_iterations 5; repeatable
     device: Device = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,8 @@ from weclip_lib.backbone import Backbone, find_device, load_backbone
 from weclip_lib.commands import Predict, Score
 from weclip_lib.config import CRF, STATISTICS, DecoderShape, in_range, one_of
 from weclip_lib.data.datasets import MaskedImages, normalise, open_profile
-from weclip_lib.data.profiles import check_scales
+from weclip_lib.data.profiles import Profile, check_scales, get_profile
+from weclip_lib.data.settings import effective, read_pairs, with_settings
 from weclip_lib.decoder import Decoder
 from weclip_lib.evaluation.kept import SUFFIX, Row, write_counts
 from weclip_lib.evaluation.plan import (
@@ -48,6 +49,9 @@ FIGURE = "confusion.png"
 MOST_CONFUSED = 10  # pairs of classes that `weclip score` prints
 NO_SEED = -1  # as in the tables of the notebooks
 GIVE = "give a trained.safetensors of `weclip train`"
+
+
+OF_INFERENCE = ("scales", "long_side")  # settings, beside those of the CRF
 
 
 @dataclass(frozen=True)
@@ -242,7 +246,7 @@ def _write_masks(arguments: Predict, plan: Plan, segmenter: Segmenter, legend: s
     written, problems = Written(plan.out), []
     with written.whole(plan.out / LEGEND) as partial:
         partial.write_text(legend, encoding="utf-8", newline="")
-    crf = CRF() if arguments.crf else None
+    crf = _inference(arguments).crf if arguments.crf else None
     found = segment_files(
         segmenter, plan.images, batch=arguments.batch, crf=crf, report=problems.append
     )
@@ -262,8 +266,28 @@ def _write_masks(arguments: Predict, plan: Plan, segmenter: Segmenter, legend: s
     return problems
 
 
+def _inference(arguments: Predict | Score) -> Profile:
+    """Return a profile with the decoder's settings of inference, changed by the command line.
+
+    Raises:
+        ValueError: If a setting is wrong, or has no effect on inference.
+    """
+    about = read_about(arguments.decoder)
+    trained = replace(
+        get_profile("voc"), scales=tuple(about["scales"]), long_side=about["long_side"]
+    )
+    given = read_pairs(trained, arguments.s)
+    known = [name for name in effective(trained) if name in OF_INFERENCE or name[:4] == "crf_"]
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{name} has no effect on inference: choose of {', '.join(known)}")
+    return with_settings(trained, given)
+
+
 def _loaded(arguments: Predict | Score) -> Segmenter:
-    return load_segmenter(arguments.decoder, weights=arguments.weights, device=arguments.device)
+    setting = _inference(arguments)
+    loaded = load_segmenter(arguments.decoder, weights=arguments.weights, device=arguments.device)
+    return replace(loaded, scales=setting.scales, long_side=setting.long_side)
 
 
 def run_score(arguments: Score) -> None:
@@ -273,6 +297,7 @@ def run_score(arguments: Score) -> None:
         ValueError: If the decoder, the data or the folder cannot be used.
     """
     find_device(arguments.device)
+    _inference(arguments)  # checks it
     about = read_about(arguments.decoder)
     refuse_data_set(arguments.out)
     setting, folder = open_profile(arguments.profile or about["profile"], arguments.data_dir)
@@ -296,7 +321,7 @@ def run_score(arguments: Score) -> None:
         scales=segmenter.scales,
         long_side=segmenter.long_side,
         batch=1,
-        crf=CRF(),
+        crf=_inference(arguments).crf,
     )["it"]
     counted = dict(zip(KINDS, found, strict=True))
     _write_scores(written, counted, ("background", *classes), arguments.split)
