@@ -8,6 +8,9 @@ GRID ?= workflow/grids/seeds.yml
 PROCESSES ?= 1
 WECLIP := $(BIN)/weclip
 # Pictures of up to 100 MB can be uploaded into a notebook.
+# Threads that wait do not spin (weclip_lib/machine.py); kernels of Lab import torch first.
+export GOMP_SPINCOUNT ?= 1000
+export KMP_BLOCKTIME ?= 1
 UPLOADS := tornado_settings="{'websocket_max_message_size': 104857600}"
 
 .PHONY: help setup run test rehearsal browser lint lab app site studies publish sweep bench reproduce data pretrain clean

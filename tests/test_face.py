@@ -1,6 +1,7 @@
 """What `weclip_lib` itself offers, and how long commands take to start."""
 
 import importlib
+import os
 import subprocess
 import sys
 
@@ -66,3 +67,13 @@ def test_a_command_is_found_by_its_old_module(line, tmp_path) -> None:
 def test_an_empty_path_is_not_the_current_folder(line, option) -> None:
     with pytest.raises(SystemExit, match=f"error: --{option} is empty: give a path"):
         weclip_lib.__main__.main([*line.split(), ""])
+
+
+def test_threads_and_memory_are_set_before_torch_loads() -> None:
+    code = "import weclip_lib, os, sys; print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)"
+    plain = {name: v for name, v in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    for given, told in ((plain, "1000 False"), (plain | {"GOMP_SPINCOUNT": "7"}, "7 False")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == told

@@ -7,7 +7,7 @@ import pytest
 from weclip_lib.storage.provenance import PACKAGE, ROOT
 
 FLOORS = (  # from the ground up; a name is a module at the top, or a wing
-    ("moved",),
+    ("moved", "machine"),
     ("labels",),
     ("storage",),
     ("config",),

@@ -7,6 +7,7 @@ the method is imported when it is asked for, so that `import weclip_lib` itself 
 from importlib import import_module
 from typing import Any
 
+from weclip_lib.machine import tune
 from weclip_lib.moved import keep_old_names
 
 FACE = {
@@ -33,6 +34,7 @@ FACE = {
 }
 __all__ = list(FACE)
 keep_old_names()
+tune()
 
 
 def __getattr__(name: str) -> Any:
