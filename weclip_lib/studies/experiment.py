@@ -91,7 +91,7 @@ class Experiment:
         """
         if counts:
             told = f" [{as_text(self.settings)}]" if self.settings else ""
-            rows = {replace(row, variant=row.variant + told): c for row, c in counts.items()}
+            rows = {row._replace(variant=row.variant + told): c for row, c in counts.items()}
             names = ("background", *self.setting.labels.classes)
             write_counts(self.out / f"{self.notebook}{SUFFIX}", rows, names)
         written = write_provenance(
