@@ -53,7 +53,7 @@ browser: setup  ## test explorers in a browser; needs chromium, saves pictures i
 	  uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[test,browser]'
 	$(BIN)/python -m pytest -m browser -rs -s
 
-rehearsal: setup  ## run notebook 09 from end to end on small folders, ViT-B/16 of random weights
+rehearsal: setup  ## test for minutes: 09 with a random ViT-B/16, all notebooks on a second device
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m rehearsal -n 2
 
 lab: setup  ## open JupyterLab at the index

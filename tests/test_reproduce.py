@@ -34,7 +34,7 @@ def data_set(folder: Path, profile: str) -> None:
     known = {
         w: classes.index(NAMES.get(w, w)) for w in MINIVOC_CLASSES if NAMES.get(w, w) in classes
     }
-    lists, rows, number = folder / "ImageSets" / "Segmentation", ["name,tags\n"], 0
+    lists, rows, number = folder / "ImageSets" / "Segmentation", ["name,labels\n"], 0
     lists.mkdir(parents=True)
     for split, count in SIZES.items():
         place = "JPEGImages" if profile == "voc" else f"{'val' if split == 'val' else 'train'}2014"
@@ -80,6 +80,7 @@ def test_from_a_folder_to_the_table(profile, weights, tmp_path, monkeypatch, cap
         "preset": "official",
         "device": "cpu",
         "fetch": False,
+        "complete": False,
         "steps": 3,
         "settings": {"batch": 2, "crop": 160, "rfm_start": 0.4},
     }
