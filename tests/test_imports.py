@@ -1,6 +1,7 @@
 """The direction of imports: every floor sees only those below it, and no forward pass a mask."""
 
 import ast
+from functools import cache
 
 import pytest
 
@@ -42,14 +43,15 @@ MODULES = {
 }
 
 
-def imported(module: str) -> set[str]:
+@cache
+def imported(module: str) -> frozenset[str]:
     names = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def test_every_module_has_a_floor() -> None:
