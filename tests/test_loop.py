@@ -428,7 +428,7 @@ def test_two_runs_into_one_folder(tmp_path) -> None:
         (["--split", "none"], r"none\.txt is missing: splits here are"),
         (["--crop", "81"], "crops of 81 pixels are no multiple of a patch of 8"),
         (["--weights", "none.pt"], "are neither a file nor a tag of MiniCLIP"),
-        (["--device", "gpu"], "device 'gpu': torch sees only cpu"),
+        (["--device", "gpu"], "device is 'gpu': give auto"),
         (["--batch", "400"], "16 pictures.* do not fill a batch of 400"),
     ],
 )

@@ -52,5 +52,7 @@ def test_devices() -> None:
     assert find_device("cpu") == torch.device("cpu")
     assert find_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("gpu", "cuda:99", "CPU"):
-        with pytest.raises(ValueError, match=f"device '{name}': torch sees only cpu"):
+        with pytest.raises(
+            ValueError, match=f"device is '{name}': give auto, or what is here: cpu"
+        ):
             find_device(name)

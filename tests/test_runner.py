@@ -319,6 +319,9 @@ def test_bad_parameters_are_refused_before_anything_runs(
     [
         (["run", "--profile", "vok"], "unknown profile 'vok'"),
         (["run", "--notebook", "99"], "no notebook starts with '99'"),
+        (["run", "-p", "profile", "smoke"], "-p profile smoke: give --profile smoke"),
+        (["run", "-p", "settings", "{dim: 64}"], "-p settings: give -s NAME VALUE"),
+        (["run", "-s", "dims", "64"], "no setting 'dims': did you mean dim"),
         (["run", "-p", "sede", "1"], "no parameter 'sede'"),
         (["run", "-p", "seed", "1", "-p", "seed", "2"], "-p seed comes a second time"),
         (["run", "-p", "seed", "[1"], "ipynb is '[1': give a whole number"),

@@ -120,6 +120,7 @@ def kernel(tmp_path, **given) -> dict:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"box_threshold": 0.3}, "box_threshold is a setting: give it in `settings`, or by -s"),
         ({"stepz": 12}, "no parameter 'stepz': did you mean steps?"),
         ({"steps": "twelve"}, "steps of .* is 'twelve': give a whole number"),
         ({"steps": 12.5}, "steps of .* is 12.5: give a whole number"),
@@ -127,7 +128,7 @@ def kernel(tmp_path, **given) -> dict:
         ({"settings": {"box_t": 1}}, "no setting 'box_t': did you mean"),
         ({"settings": {"steps": 3}, "steps": 4}, "steps of .* is given twice"),
         ({"data_dir": "no/such"}, "data_dir of .* is 'no/such': nothing is there"),
-        ({"device": "gpu"}, "device 'gpu': torch sees only cpu"),
+        ({"device": "gpu"}, "device is 'gpu': give auto"),
         ({"profile": "maxi"}, "unknown profile 'maxi'"),
     ],
 )

@@ -97,10 +97,15 @@ def test_jobs_stay_apart_on_any_disk(tmp_path) -> None:
         (GOOD | {"parameters": {"pictures": []}}, "pictures has an empty list"),
         (GOOD | {"parameters": {"pictures": [2, 2]}}, "pictures=2 comes a second time"),
         (GOOD | {"parameters": [1]}, "names with values"),
+        (GOOD | {"settings": {"dim": 64}, "each": {"dim": 32}}, "dim is in `settings` and in `ea"),
+        (GOOD | {"parameters": {"dim": 64}}, "dim is a setting: give it in `settings`"),
         (GOOD | {"settings": 3}, "`settings` is to be names with values"),
         (GOOD | {"settings": {"box_treshold": 1}}, "grid.yml: .*did you mean box_threshold"),
         (GOOD | {"settings": {"box_threshold": [0.3, 7]}}, "box_threshold is 7.0: give a number"),
-        (GOOD | {"settings": {"scales": [1.0, 0.5]}}, "scales is 1.0: give a list"),
+        (
+            GOOD | {"settings": {"scales": [1.0, 0.5]}},
+            r"scales is 1.0: give a list, .* \(a list of lists",
+        ),
         (GOOD | {"settings": {"dim": []}}, "setting dim has an empty list"),
         (GOOD | {"parameters": {"settings": {"dim": 64}}}, "write `settings` beside"),
         (GOOD | {"parameters": []}, "names with values"),
@@ -123,7 +128,7 @@ def test_bad_places_are_refused(tmp_path) -> None:
         (["run", path, "--out", str(ROOT / "results" / "x")], "only `make publish` writes"),
         (["run", path, "--out", str(tmp_path / "file" / "out")], "cannot be written"),
         (["job", path, "pictures=9", "--out", str(tmp_path / "out")], "no job 'pictures=9'"),
-        (["collect", path, "--out", str(tmp_path / "out")], "nothing to collect"),
+        (["collect", path, "--out", str(tmp_path / "out")], "run `weclip sweep run` first"),
     ):
         with pytest.raises(SystemExit, match=message):
             weclip(["sweep", *arguments])

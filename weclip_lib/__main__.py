@@ -22,6 +22,7 @@ COMMANDS = {
     "download": (commands.Download, "data.download", "run"),
     "prepare": (commands.Prepare, "data.download", "prepare"),
     "run": (commands.Run, "studies.runner", "run"),
+    "settings": (commands.ListSettings, "data.settings", "run"),
     "sweep": (commands.Sweep, "studies.sweep", "run"),
     "runs": (commands.Runs, "studies.compare", "list_runs"),
     "compare": (commands.Compare, "studies.compare", "compare_runs"),

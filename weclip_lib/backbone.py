@@ -284,5 +284,5 @@ def find_device(name: str = "") -> torch.device:
     if name in ("", "auto"):
         return torch.device("cuda" if "cuda" in here else here[-1])
     if name not in here:
-        raise ValueError(f"device {name!r}: torch sees only {', '.join(here)} here")
+        raise ValueError(f"device is {name!r}: give auto, or what is here: {', '.join(here)}")
     return torch.device(name)

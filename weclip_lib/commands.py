@@ -36,7 +36,7 @@ class Train:
     seed: int = 0  # for everything random
     bf16: bool = False  # autocast in bfloat16
     device: Device = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
-    s: Settings = ()  # a setting, such as box_threshold 0.3; repeatable
+    s: Settings = ()  # a setting, such as box_threshold 0.3; `weclip settings` lists all
     workers: int = min(4, os.cpu_count() or 1)  # processes that read and augment pictures
     checkpoint_every: int = 1000  # steps
     validate_every: int = 0  # steps; 0: never
@@ -65,7 +65,7 @@ class Score:
     split: str = "val"  # of the data
     pictures: int = 0  # use only the first so many; 0: all
     weights: str = ""  # of the backbone, if they moved
-    s: Settings = ()  # a setting of inference, such as crf_iterations 5; repeatable
+    s: Settings = ()  # a setting of inference, such as crf_iterations 5
     device: Device = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class Predict:
     voc_server: bool = False  # use the folders that VOC's server expects
     batch: int = 1  # pictures of one size at a time
     weights: str = ""  # of the backbone, if they moved
-    s: Settings = ()  # a setting of inference, such as crf_iterations 5; repeatable
+    s: Settings = ()  # a setting of inference, such as crf_iterations 5
     device: Device = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
 
     def __post_init__(self) -> None:
@@ -139,27 +139,34 @@ class Run:
     """Run all notebooks of a preset without a browser, or those of one number."""
 
     preset: Positional[Literal["run", "studies"]] = "run"  # run: one seed, short; studies: 3, full
-    notebook: str = ""  # only those whose name starts with this, such as 02
+    notebook: str = ""  # only those whose name starts with this, such as 02, or 2
     profile: str = ""  # replaces the preset's
-    out: Path | None = None  # folder; default runs/<profile or preset>
+    out: Path | None = None  # folder; default runs/<profile or preset>, and what is given by -p, -s
     processes: int = 1  # notebooks at a time
-    # A parameter of the notebooks, by name and value; repeatable.
+    # a parameter of the notebooks, by name and value
     p: Annotated[
         UseAppendAction[tuple[tuple[str, str], ...]], arg(aliases=["-p"], metavar="NAME VALUE")
     ] = ()
-    s: Settings = ()  # a setting, such as box_threshold 0.3; repeatable
+    s: Settings = ()  # a setting, such as box_threshold 0.3; `weclip settings` lists all
 
     def __post_init__(self) -> None:
         in_range("processes", self.processes, 1)
 
 
 @dataclass(frozen=True)
+class ListSettings:
+    """List all settings of a profile with their values, for -s and `settings`."""
+
+    profile: Positional[str] = "mini"
+
+
+@dataclass(frozen=True)
 class Sweep:
-    """Run a grid, list its jobs or the waiting ones, run one job, or collect finished results."""
+    """Run a grid, list all jobs or only those to do (waiting), run one, or collect the results."""
 
     action: Positional[Literal["run", "list", "waiting", "job", "collect"]]
     grid: Positional[Path]  # a YAML file
-    name: Positional[str] = ""  # of the job, for `job`
+    name: Positional[str] = ""  # of a job that `list` names; for `job` alone
     out: Path | None = None  # folder; default runs/sweeps/<grid>
     processes: int = 1  # runs at a time
 
@@ -172,7 +179,7 @@ class Runs:
     """List runs, the newest last: what was set, when and by which code; also unfinished ones."""
 
     folders: Positional[tuple[Path, ...]] = ()  # default the repository's runs/ and results/
-    notebook: str = ""  # only those whose name starts with this, such as 02, train or score
+    notebook: str = ""  # only those whose name starts with this, such as 02, or 2, train or score
 
 
 @dataclass(frozen=True)

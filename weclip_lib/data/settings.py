@@ -4,7 +4,9 @@ A setting has the name of its field, and settings of the CRF begin with `crf_`. 
 commands change a profile through this module alone. So a setting has one name and one check.
 """
 
+import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
@@ -12,7 +14,8 @@ from difflib import get_close_matches
 
 import yaml
 
-from weclip_lib.data.profiles import Profile
+from weclip_lib.commands import ListSettings
+from weclip_lib.data.profiles import Profile, get_profile
 from weclip_lib.storage.files import in_a_line
 
 PARTS = {"method": "", "decoder": "", "budget": "", "world": "", "crf": "crf_"}  # with prefixes
@@ -143,6 +146,13 @@ def _fitting(name: str, value: object, now: object) -> object:
     if not fits:
         raise ValueError(f"{name} is {value!r}: give {right}, such as {now!r}")
     return float(value) if isinstance(now, float) else value
+
+
+def run(chosen: ListSettings) -> None:
+    """Run `weclip settings`."""
+    for name, value in effective(get_profile(chosen.profile)).items():
+        shown = list(value) if isinstance(value, tuple) else value
+        sys.stdout.write(f"{name}: {json.dumps(shown)}\n")
 
 
 def as_text(given: Mapping[str, object]) -> str:

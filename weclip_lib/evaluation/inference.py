@@ -219,6 +219,7 @@ def run_predict(arguments: Predict) -> None:
     Raises:
         ValueError: If an input cannot be used, or pictures were not labelled.
     """
+    _inference(arguments)  # checks it
     images = find_images(arguments.images, names=arguments.names, out=arguments.out)
     plan = plan_outputs(
         images, arguments.out, overlays=arguments.overlays, voc_server=arguments.voc_server
@@ -281,6 +282,9 @@ def _inference(arguments: Predict | Score) -> Profile:
     for name in given:
         if name not in known:
             raise ValueError(f"{name} has no effect on inference: choose of {', '.join(known)}")
+    unused = [name for name in given if name[:4] == "crf_"]
+    if unused and not getattr(arguments, "crf", True):
+        raise ValueError(f"{unused[0]} has no effect without --crf")
     return with_settings(trained, given)
 
 

@@ -62,6 +62,9 @@ def runs_in(folder: Path) -> list[str]:
         for stem in sorted({_stem(name) for name in files if TABLE.fullmatch(name)})
         if (NOTEBOOKS / f"{stem}.ipynb").exists() or {f"{stem}.csv", f"{stem}.json"} <= files
     ]
+    partial = folder / ".partial"  # of notebooks that have not finished
+    stopped = [path.name for path in partial.iterdir()] if partial.is_dir() else []
+    notebooks += sorted(name for name in stopped if name not in notebooks)
     kinds = {kind for name, kind in FILES.items() if name in files}
     kinds |= {TRAIN for name in files if re.fullmatch(r"checkpoint-\d+", name)}
     if notebooks:  # notebook 08 writes a decoder, too

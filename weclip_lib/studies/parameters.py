@@ -13,7 +13,7 @@ from pathlib import Path
 
 from weclip_lib.config import in_range, one_of
 from weclip_lib.data.profiles import get_profile
-from weclip_lib.data.settings import nearest, read_value, with_settings
+from weclip_lib.data.settings import effective, nearest, read_value, with_settings
 from weclip_lib.storage.files import Unusable, reading
 from weclip_lib.storage.provenance import ROOT
 
@@ -84,6 +84,8 @@ def check_parameters(notebook: Path, parameters: Mapping[str, object]) -> None:
     """
     declared = declared_parameters(notebook)
     for name, value in parameters.items():
+        if name not in declared and name in effective(get_profile("mini")):
+            raise ValueError(f"{name} is a setting: give it in `settings`, or by -s")
         if name not in declared:
             raise ValueError(
                 f"{notebook.name} has no parameter {name!r}: {nearest(name, declared)}"

@@ -352,6 +352,11 @@ def run(chosen: Run) -> None:
     if not notebooks:
         raise ValueError(f"no notebook starts with {chosen.notebook!r} in {NOTEBOOKS}")
     settings = read_pairs(get_profile(preset["profile"]), chosen.s)
+    for name, text in chosen.p:
+        if name == "profile":
+            raise ValueError(f"-p profile {text}: give --profile {text}")
+        if name == "settings":
+            raise ValueError("-p settings: give -s NAME VALUE for every setting")
     default = preset["profile"] if chosen.preset == "run" else chosen.preset
     asked = {**dict(chosen.p), **settings}
     usual = f"{default},{run_name(asked)}" if asked else default
@@ -363,7 +368,7 @@ def run(chosen: Run) -> None:
         parameters = {k: v for k, v in budget.items() if k in declared and k not in settings}
         parameters |= read_parameters(notebook, chosen.p)
         if settings:
-            parameters["settings"] = {**parameters.get("settings", {}), **settings}
+            parameters["settings"] = settings
         check_run(notebook, parameters)
         log = folder / ".runner" / f"{notebook.stem}.log"
         new = chosen.out is None and not asked  # a preset may change with the library

@@ -93,6 +93,8 @@ def read_grid(path: Path, out: Path | None = None) -> Grid:
     alone = [{}, *({name: value} for name, values in each.items() for value in values)]
     if "settings" in parameters:
         raise ValueError(f"{path}: write `settings` beside `parameters`, not below it")
+    if both := [name for name in each if name in settings]:
+        raise ValueError(f"{path}: {both[0]} is in `settings` and in `each`: leave one out")
     jobs = []
     for *values, one in product(*parameters.values(), *settings.values(), alone):
         chosen = dict(zip(parameters, values, strict=False))
@@ -101,7 +103,8 @@ def read_grid(path: Path, out: Path | None = None) -> Grid:
         try:
             check_run(notebook, told)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            more = " (a list of lists, since every item is one run)" * ("give a list" in str(error))
+            raise ValueError(f"{path}: {error}{more}") from error
         lists = settings | parameters
         varied = {n: v for n, v in (changed | chosen).items() if len(lists.get(n, ())) > 1}
         if each:
@@ -156,7 +159,7 @@ def collect(grid: Grid) -> Path:
             varied = {n: as_value(v) for n, v in job.varied.items() if n not in table}
             tables.append(table.assign(**varied))
     if not tables:
-        raise ValueError(f"no job of {grid.folder} has finished: nothing to collect")
+        raise ValueError(f"no job of {grid.folder} has finished: run `weclip sweep run` first")
     path = grid.folder / "sweep.csv"
     with whole(path) as partial:
         pd.concat(tables, ignore_index=True).to_csv(partial, index=False, lineterminator="\n")
