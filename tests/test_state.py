@@ -191,7 +191,7 @@ def test_gpus_go_by_the_number_of_the_process(monkeypatch) -> None:
             assert group.device == (given or "cuda:1") == str(taken[-1])
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(
-        ValueError, match="device is 'cuda:2': give auto, or what is here: cpu, cuda, cuda:0"
+        ValueError, match="'cuda:2': give auto, or what is here: cpu, cuda, cuda:0"
     ):
         joined("cuda").__enter__()
     monkeypatch.setenv("WORLD_SIZE", "2")

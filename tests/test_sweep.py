@@ -104,7 +104,7 @@ def test_jobs_stay_apart_on_any_disk(tmp_path) -> None:
         (GOOD | {"settings": {"box_threshold": [0.3, 7]}}, "box_threshold is 7.0: give a number"),
         (
             GOOD | {"settings": {"scales": [1.0, 0.5]}},
-            r"scales is 1.0: give a list, .* \(a list of lists",
+            r"is 1.0: give a list, .*\(a list of lists",
         ),
         (GOOD | {"settings": {"dim": []}}, "setting dim has an empty list"),
         (GOOD | {"parameters": {"settings": {"dim": 64}}}, "write `settings` beside"),
