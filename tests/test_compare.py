@@ -250,6 +250,13 @@ def test_damaged_runs_are_named(three, monkeypatch, capsys, ending, change, mess
     assert f"{NAME}.{ending} cannot be read" in line and "a/03" not in line
 
 
+def test_a_stopped_run_is_listed(three, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(three)
+    (three / "d" / ".partial" / NAME / "notebooks").mkdir(parents=True)
+    (line,) = [line for line in said(capsys, "runs", ".").splitlines() if line.startswith("d ")]
+    assert "this run did not finish: run the notebook again" in line
+
+
 def test_the_newest_run_is_listed_last(three, monkeypatch, capsys) -> None:
     run_of(three / "sweeps/grid/x=1", scores("RFM", "val", {5: 1.0}), parameters={"steps": 9})
     for hidden in (".partial", "watched_runs"):

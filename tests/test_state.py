@@ -168,7 +168,7 @@ def test_all_processes_take_the_same(tmp_path, monkeypatch) -> None:
         ({"RANK": "x"}, "cpu", "RANK is 'x': start all processes by torchrun, or unset it"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "cpu", "RANK is 2 of 2 processes: start all"),
         ({"WORLD_SIZE": "-1"}, "cpu", "WORLD_SIZE is '-1'"),
-        ({}, "gpu", "device 'gpu'"),
+        ({}, "gpu", "device is 'gpu'"),
     ],
 )
 def test_launchers_and_devices_that_make_no_sense(

@@ -85,7 +85,7 @@ def test_jobs_stay_apart_on_any_disk(tmp_path) -> None:
     [
         ("notebook: [", "is no YAML"),
         ("notebook: !!bool maybe", "grid.yml is no YAML"),
-        ("- 01_cam_generation", "has list: it takes `notebook`, `parameters`, `settings`, `each`"),
+        ("- 01_cam_generation", "has list: it takes `notebook`, `parameters`"),
         (GOOD | {"params": {}}, "params: it takes `notebook`"),
         ("notebook: 01_cam_generation\nnotebook: 01_cam_generation", "comes a second time"),
         ("notebook: 01_cam_generation\nparameters:\n  seed: 1\n  seed: 2", "'seed' comes a second"),

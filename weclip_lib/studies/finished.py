@@ -64,7 +64,8 @@ def runs_in(folder: Path) -> list[str]:
     ]
     partial = folder / ".partial"  # of notebooks that have not finished
     stopped = [path.name for path in partial.iterdir()] if partial.is_dir() else []
-    notebooks += sorted(name for name in stopped if name not in notebooks)
+    stopped = sorted(name for name in stopped if re.match(r"\d\d_", name))
+    notebooks += [name for name in stopped if name not in notebooks]
     kinds = {kind for name, kind in FILES.items() if name in files}
     kinds |= {TRAIN for name in files if re.fullmatch(r"checkpoint-\d+", name)}
     if notebooks:  # notebook 08 writes a decoder, too

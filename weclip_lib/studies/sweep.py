@@ -105,8 +105,8 @@ def read_grid(path: Path, out: Path | None = None) -> Grid:
         except ValueError as error:
             more = " (a list of lists, since every item is one run)" * ("give a list" in str(error))
             raise ValueError(f"{path}: {error}{more}") from error
-        lists = settings | parameters
-        varied = {n: v for n, v in (changed | chosen).items() if len(lists.get(n, ())) > 1}
+        lists = parameters | settings
+        varied = {n: v for n, v in (chosen | changed).items() if len(lists.get(n, ())) > 1}
         if each:
             varied["changed"] = as_text(one) or "nothing"
         jobs.append(Job(run_name(varied), told, varied))
