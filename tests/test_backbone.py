@@ -43,7 +43,10 @@ def test_attention_times_values_is_the_block(miniclip) -> None:
     normed = block.ln_1(tokens)
     expected, weights = block.attn(normed, normed, normed, need_weights=True)
     torch.testing.assert_close(weights, features.attention[3], atol=1e-5, rtol=0)
-    torch.testing.assert_close(module.attend(block.attn, normed)[0], expected, atol=1e-5, rtol=0)
+    query, key, value = module.project(block.attn, normed)
+    heads = module.attention_heads(query, key) @ value
+    ours = block.attn.out_proj(heads.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
 
 
 def test_fewer_maps_change_nothing_else(miniclip) -> None:

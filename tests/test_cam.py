@@ -1,13 +1,27 @@
-"""Grad-CAM against autograd one target at a time, against small steps, and at every block."""
+"""Grad-CAM against autograd one target at a time, against small steps, and at every block.
+
+Batches of pictures with different numbers of classes are compared with the pictures one by one.
+"""
 
 import open_clip
 import pytest
 import torch
 from torch.testing import assert_close
 
-from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone, attend, load_backbone, run_block
-from weclip_lib.cam import grad_cam, with_background
+from weclip_lib import cam as module
+from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone, load_backbone, run_block
+from weclip_lib.cam import grad_cam, present_classes, pseudo_label, with_background
 from weclip_lib.explore.affinities import head_attention
+
+
+RAGGED = torch.tensor(  # 2, 0, 1, 2 and 4 classes
+    [[0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 1, 0], [1, 1, 0, 1, 1]]
+).float()
+
+
+def mixed(block, activation):
+    """Torch's own attention module, after a block's first LayerNorm."""
+    return block.ls_1(block.attn(activation, activation, activation)[0])
 
 
 def small_backbone(*, quick_gelu: bool, layer_scale: float | None) -> Backbone:
@@ -44,7 +58,7 @@ def test_maps_are_autograds_one_target_at_a_time(quick_gelu, layer_scale, number
         block = backbone.blocks[number]
         tokens = backbone.entering(features, number)[image : image + 1]
         activation = block.ln_1(tokens).detach().requires_grad_()
-        hidden = tokens + block.ls_1(attend(block.attn, activation)[0])
+        hidden = tokens + mixed(block, activation)
         hidden = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
         for later in backbone.blocks[number + 1 :]:
             hidden = later(hidden)
@@ -82,7 +96,7 @@ def test_the_gradient_at_an_earlier_block_is_that_of_a_small_step(backbone, feat
 
         def score(activation):
             block = double.blocks[9]
-            hidden = tokens[8] + block.ls_1(attend(block.attn, activation)[0])
+            hidden = tokens[8] + mixed(block, activation)
             hidden = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
             for later in double.blocks[10:]:
                 hidden, _ = run_block(later, hidden)
@@ -124,3 +138,71 @@ def test_background_is_one_minus_the_highest_map() -> None:
     assert_close(
         maps[0, :, 0], torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), atol=1e-6, rtol=0
     )
+
+
+def test_pictures_with_equally_many_classes_go_together() -> None:
+    groups = [
+        (rows.tolist(), classes.tolist())
+        for rows, classes in present_classes(RAGGED, torch.device("cpu"))
+    ]
+    assert groups == [
+        ([1], [[]]),
+        ([2], [[2]]),
+        ([0, 3], [[1, 4], [0, 3]]),
+        ([4], [[0, 1, 3, 4]]),
+    ]
+
+
+def test_a_ragged_batch_equals_its_pictures_one_by_one(backbone) -> None:
+    torch.manual_seed(1)
+    images = torch.randn(5, 3, 40, 56)
+    texts = torch.nn.functional.normalize(torch.randn(8, 64), dim=-1)
+    features = backbone.encode_image(images)
+    together = grad_cam(backbone, features, texts[:5], texts[5:], RAGGED)
+    label = pseudo_label(together.cam, images, RAGGED)
+    for row in range(5):
+        one = slice(row, row + 1)
+        seen = backbone.encode_image(images[one])
+        alone = grad_cam(backbone, seen, texts[:5], texts[5:], RAGGED[one])
+        assert_close(together.cam[one], alone.cam, atol=3e-6, rtol=0)
+        assert_close(together.probabilities[one], alone.probabilities, atol=3e-6, rtol=0)
+        assert_close(together.attention[one], alone.attention, atol=3e-6, rtol=0)
+        assert torch.equal(label[one], pseudo_label(together.cam[one], images[one], RAGGED[one]))
+    assert together.cam.amax(dim=(-2, -1)).gt(0.9).equal(RAGGED > 0)
+    assert together.probabilities[:, :5].gt(0).equal(RAGGED > 0)
+    assert_close(together.probabilities.sum(dim=1), torch.ones(5))
+    assert not label[1].any()
+
+
+def test_a_picture_costs_its_own_classes_only(backbone, monkeypatch) -> None:
+    """Gradients and refined maps are counted: none is made for a class of another picture."""
+    gradients, refined = [], []
+    grad, refine = torch.autograd.grad, module.par.refine
+
+    def counted_grad(score, leaf, **settings):
+        gradients.append(leaf.shape[1])
+        return grad(score, leaf, **settings)
+
+    def counted_refine(pixels, maps, **settings):
+        refined.append(tuple(maps.shape[:2]))
+        return refine(pixels, maps, **settings)
+
+    monkeypatch.setattr(torch.autograd, "grad", counted_grad)
+    monkeypatch.setattr(module.par, "refine", counted_refine)
+    images, texts = torch.randn(5, 3, 24, 40), torch.randn(8, 64)
+    found = grad_cam(backbone, backbone.encode_image(images), texts[:5], texts[5:], RAGGED)
+    pseudo_label(found.cam, images, RAGGED, par_iterations=1)
+    assert sum(gradients) == RAGGED.sum() == 9
+    assert refined == [(1, 2), (2, 3), (1, 5)]  # pictures, and maps with the background
+
+
+def test_labels_are_the_pictures_own_classes_in_their_order() -> None:
+    """Two columns: the classes of a picture are high in one each, a class it lacks in both."""
+    cam = torch.zeros(3, 4, 1, 2)
+    cam[0, 1], cam[0, 3] = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    cam[1, 2] = torch.tensor([[1.0, 0.0]])
+    cam[:, 0] = torch.tensor([[1.0, 2.0]])
+    labels = torch.tensor([[0.0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]])
+    images = torch.randn(3, 3, 1, 2)
+    found = pseudo_label(cam, images, labels, par_iterations=0)
+    assert found.tolist() == [[[4, 2]], [[3, 0]], [[0, 0]]]

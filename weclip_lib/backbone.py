@@ -62,40 +62,49 @@ def embed(
     return visual.ln_pre(torch.cat([class_token, patches], dim=1) + position), grid
 
 
-def attention_heads(
+def project(
     attention: nn.MultiheadAttention, inputs: Float[Tensor, "batch token width"]
-) -> tuple[Heads, Heads, Heads, Float[Tensor, "batch head token token"]]:
-    """Return the queries, keys, values and attention of every head; attention rows are queries."""
+) -> Float[Tensor, "three batch head token channel"]:
+    """Return the queries, keys and values of every head; gradients flow."""
     mixed = F.linear(inputs, attention.in_proj_weight, attention.in_proj_bias)
-    query, key, value = rearrange(
-        mixed, "b n (three h d) -> three b h n d", three=3, h=attention.num_heads
-    )
-    weights = ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
-    return query, key, value, weights
+    return rearrange(mixed, "b n (three h d) -> three b h n d", three=3, h=attention.num_heads)
 
 
-def attend(
-    attention: nn.MultiheadAttention, inputs: Float[Tensor, "batch token width"]
-) -> tuple[Float[Tensor, "batch token width"], Float[Tensor, "batch token token"]]:
-    """Compute self-attention and its weights, averaged over heads; gradients flow."""
-    _, _, value, weights = attention_heads(attention, inputs)
-    outputs = rearrange(weights @ value, "b h n d -> b n (h d)")
-    return attention.out_proj(outputs), weights.mean(dim=1)
+def attention_heads(query: Heads, key: Heads) -> Float[Tensor, "batch head token token"]:
+    """Return the attention of every head; rows are queries."""
+    return ((query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)).softmax(dim=-1)
 
 
 def run_block(
     block: ResidualAttentionBlock,
     tokens: Float[Tensor, "batch token width"],
-    normed: Float[Tensor, "batch token width"] | None = None,
+    projected: Float[Tensor, "three batch head token channel"] | None = None,
 ) -> tuple[Float[Tensor, "batch token width"], Float[Tensor, "batch token token"]]:
     """Run one pre-norm transformer block; return its output and its head-averaged attention.
 
     Args:
-        normed: Output of the block's first LayerNorm, if it is computed already.
+        projected: Queries, keys and values of the normed tokens, if they are computed already.
     """
-    attended, weights = attend(block.attn, block.ln_1(tokens) if normed is None else normed)
-    tokens = tokens + block.ls_1(attended)
+    if projected is None:
+        projected = project(block.attn, block.ln_1(tokens))
+    query, key, value = projected
+    weights = attention_heads(query, key)
+    attended, weights = weights @ value, weights.mean(dim=1)
+    tokens = tokens + block.ls_1(block.attn.out_proj(rearrange(attended, "b h n d -> b n (h d)")))
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens))), weights
+
+
+def run_fused(
+    block: ResidualAttentionBlock, tokens: Float[Tensor, "batch token width"]
+) -> Float[Tensor, "batch token width"]:
+    """Run a block without storing its attention, in training and in evaluation.
+
+    In evaluation the block's own code stores it. This takes up to twice as long with heads as
+    narrow as the decoder's.
+    """
+    attended = F.scaled_dot_product_attention(*project(block.attn, block.ln_1(tokens)))
+    tokens = tokens + block.ls_1(block.attn.out_proj(rearrange(attended, "b h n d -> b n (h d)")))
+    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
 
 class Backbone(nn.Module):
@@ -169,17 +178,15 @@ class Backbone(nn.Module):
                 f"one patch of {self.patch_size}: enlarge them"
             )
         embedded, grid = embed(self.visual, images)
-        tokens, blocks, outputs, attention = embedded, self.blocks[:-1], [], []
-        without = 0 if maps is None else len(blocks) - maps
-        for number, block in enumerate(blocks):
-            if number < without:
-                tokens = block(tokens)
+        tokens, blocks, outputs = embedded, self.blocks[:-1], []
+        maps = len(blocks) if maps is None else min(maps, len(blocks))
+        kept = tokens.new_empty(maps, len(tokens), *[tokens.shape[1]] * 2, dtype=torch.float32)
+        for number, block in enumerate(blocks, start=maps - len(blocks)):
+            if number < 0:
+                tokens = run_fused(block, tokens)
             else:
-                tokens, weights = run_block(block, tokens)
-                attention.append(weights.float())
+                tokens, kept[number] = run_block(block, tokens)
             outputs.append(tokens)
-        empty = tokens.new_zeros(0, len(tokens), *[tokens.shape[1]] * 2)
-        kept = torch.stack(attention) if attention else empty
         return ImageFeatures(embedded, torch.stack(outputs), kept, grid)
 
     def entering(self, features: ImageFeatures, block: int) -> Float[Tensor, "batch token width"]:

@@ -3,6 +3,7 @@
 Source: official clip/clip_tool.py and pytorch_grad_cam; REFERENCE 10-14, 29, 30.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from weclip_lib.backbone import Backbone, ImageFeatures, run_block
+from weclip_lib.backbone import Backbone, ImageFeatures, project, run_block
 from weclip_lib.labels import IGNORE_INDEX
 from weclip_lib.ops import par
 from weclip_lib.ops.affinity import min_max
@@ -28,16 +29,18 @@ class GradCAM:
 
 
 def present_classes(
-    image_labels: Float[Tensor, "batch fg"],
-) -> tuple[Integer[Tensor, "batch slot"], Bool[Tensor, "batch slot"]]:
-    """Return the ascending class indices of each image, padded to one length, and which are real.
+    image_labels: Float[Tensor, "batch fg"], device: torch.device
+) -> Iterator[tuple[Integer[Tensor, " image"], Integer[Tensor, "image slot"]]]:
+    """Yield the images with equally many classes, as rows, and their classes in ascending order.
 
-    So a batch holds only as many maps as the largest number of classes in one image. The CPU reads
-    this number. Keep the labels on the CPU, so that it does not wait for another device.
+    No image is padded. The CPU reads the labels: keep them there, or it waits for another device.
     """
-    slots = max(1, int(image_labels.sum(dim=1).max()))
-    order = image_labels.argsort(dim=1, descending=True, stable=True)[:, :slots]
-    return order, image_labels.gather(1, order) > 0
+    present = image_labels.cpu() > 0
+    counts = present.sum(dim=1)
+    for count in counts.unique().tolist():
+        rows = (counts == count).nonzero()[:, 0]
+        classes = present[rows].nonzero()[:, 1].view(len(rows), count)
+        yield rows.to(device, non_blocking=True), classes.to(device, non_blocking=True)
 
 
 @torch.no_grad()
@@ -67,29 +70,33 @@ def grad_cam(
         ValueError: If there is no such block.
     """
     block = len(backbone.blocks) - 1 if block is None else block
-    tokens = backbone.entering(features, block)
-    slots, real = (found.to(tokens.device) for found in present_classes(image_labels))
-    excluded = F.pad(image_labels.to(tokens.device) <= 0, (0, len(background)))  # background: no
-    with torch.enable_grad():
-        activation = backbone.blocks[block].ln_1(tokens).requires_grad_()
-        hidden, attention = run_block(backbone.blocks[block], tokens, activation)
-        for later in backbone.blocks[block + 1 :]:
-            hidden, attention = run_block(later, hidden)
-        texts = torch.cat([foreground, background])
-        logits = backbone.logit_scale * backbone.pool(hidden) @ texts.T
-        probabilities = logits.masked_fill(excluded, -torch.inf).softmax(dim=-1)
-        scores = probabilities.gather(1, slots).sum(dim=0)  # images are independent
-        each = torch.eye(len(scores)).to(scores)
-        (gradient,) = torch.autograd.grad(scores, activation, each, is_grads_batched=True)
-    channel_weights = gradient[:, :, 1:].mean(dim=2)
-    maps = einsum(channel_weights, activation.detach()[:, 1:], "k b w, b n w -> b k n")
-    maps = rearrange(maps.float(), "b k (h w) -> b k h w", h=features.grid[0])
-    maps = maps * real[..., None, None]
-    scaled = min_max(min_max(maps.relu()))  # twice, as published: REFERENCE 12
-    empty = maps.new_zeros(*image_labels.shape, *features.grid)
-    places = slots[..., None, None].expand_as(maps)
-    cam, raw = (empty.scatter(1, places, found) for found in (scaled, maps))
-    return GradCAM(cam, raw, probabilities.detach(), attention.detach().float())
+    entering, (first, *later) = backbone.entering(features, block), backbone.blocks[block:]
+    texts = torch.cat([foreground, background])
+    excluded = F.pad(image_labels <= 0, (0, len(background))).to(entering.device, non_blocking=True)
+    raw = entering.new_zeros(*image_labels.shape, *features.grid, dtype=torch.float32)
+    attention = raw.new_empty(len(raw), *[entering.shape[1]] * 2)
+    probabilities = entering.new_empty(excluded.shape)
+    for rows, classes in present_classes(image_labels, entering.device):
+        tokens = entering[rows]
+        activation = first.ln_1(tokens)
+        with torch.enable_grad():
+            projected = project(first.attn, activation).requires_grad_()
+            hidden, weights = run_block(first, tokens, projected)
+            for other in later:
+                hidden, weights = run_block(other, hidden)
+            logits = backbone.logit_scale * backbone.pool(hidden) @ texts.T
+            found = logits.masked_fill(excluded[rows], -torch.inf).softmax(-1, entering.dtype)
+            scores = found.gather(1, classes).sum(dim=0).unbind()  # images are independent
+        attention[rows], probabilities[rows] = weights.detach().float(), found.detach()
+        for score, foreground_index in zip(scores, classes.T, strict=True):
+            (gradient,) = torch.autograd.grad(score, projected, retain_graph=True)
+            # P = W A + b for every patch. So the mean of ds/dA is the mean of ds/dP, times W.
+            mean = rearrange(gradient[..., 1:, :].mean(dim=-2), "three b h d -> b (three h d)")
+            channels = mean @ first.attn.in_proj_weight
+            maps = einsum(channels, activation[:, 1:], "b w, b n w -> b n")
+            raw[rows, foreground_index] = maps.view(-1, *features.grid).to(raw)
+    cam = min_max(min_max(raw.relu()))  # twice, as published: REFERENCE 12
+    return GradCAM(cam, raw, probabilities, attention)
 
 
 def enlarge_cam(
@@ -132,14 +139,15 @@ def pseudo_label(
             labelled like the image, as in the official code.
         par_iterations: 0 skips PAR.
     """
-    slots, real = (found.to(cam.device) for found in present_classes(image_labels))
-    maps = cam.gather(1, slots[..., None, None].expand(-1, -1, *cam.shape[-2:]))
-    maps = maps.float() * real[..., None, None]
-    height, width = images.shape[-2:]
-    maps = with_background(maps, (height, width))
-    if par_iterations:
-        maps = par.refine(images, maps, iterations=par_iterations)
-    ids = F.pad(torch.where(real, slots + 1, 0), (1, 0))
-    # max() reads the maps in memory order; argmax() does not, and takes several times as long.
-    label = ids.gather(1, maps.max(dim=1).indices.flatten(1)).view(-1, *images.shape[-2:])
+    size = (images.shape[-2], images.shape[-1])
+    label = torch.zeros(len(images), *size, dtype=torch.long, device=cam.device)
+    for rows, classes in present_classes(image_labels, cam.device):
+        if not classes.shape[1]:
+            continue  # background everywhere
+        maps = with_background(cam[rows[:, None], classes].float(), size)
+        if par_iterations:
+            maps = par.refine(images[rows], maps, iterations=par_iterations)
+        ids = F.pad(classes + 1, (1, 0))
+        # max() reads the maps in memory order; argmax() does not, and takes several times as long.
+        label[rows] = ids.gather(1, maps.max(dim=1).indices.flatten(1)).view(-1, *size)
     return label if padded is None else label.masked_fill(padded, IGNORE_INDEX)

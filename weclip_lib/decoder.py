@@ -10,23 +10,7 @@ from jaxtyping import Float
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 
-
-def run_block(
-    block: ResidualAttentionBlock, tokens: Float[Tensor, "batch patch dim"]
-) -> Float[Tensor, "batch patch dim"]:
-    """Run one pre-norm transformer block with the same kernels in training and in evaluation.
-
-    In evaluation the block's own code would store all of the attention. This takes up to twice as
-    long with heads as narrow as the decoder's.
-    """
-    attention = block.attn
-    mixed = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
-    query, key, value = rearrange(
-        mixed, "b n (three h c) -> three b h n c", three=3, h=attention.num_heads
-    )
-    attended = F.scaled_dot_product_attention(query, key, value)
-    tokens = tokens + attention.out_proj(rearrange(attended, "b h n c -> b n (h c)"))
-    return tokens + block.mlp(block.ln_2(tokens))
+from weclip_lib.backbone import run_fused
 
 
 class Decoder(nn.Module):
@@ -108,6 +92,6 @@ class Decoder(nn.Module):
         affinity = torch.sigmoid((flat.transpose(1, 2) @ flat).float())
         sequence = flat.transpose(1, 2)
         for block in self.blocks:
-            sequence = run_block(block, sequence)
+            sequence = run_fused(block, sequence)
         logits = self.classify(rearrange(sequence, "b (h w) c -> b c h w", h=grid[0]))
         return logits.float(), affinity

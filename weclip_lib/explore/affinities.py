@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from weclip_lib import rfm
-from weclip_lib.backbone import Backbone, ImageFeatures, attention_heads
+from weclip_lib.backbone import Backbone, ImageFeatures, attention_heads, project
 from weclip_lib.config import Method
 from weclip_lib.decoder import Decoder
 from weclip_lib.explore.stages import Keeper, Picture, Pipeline
@@ -47,7 +47,8 @@ def head_attention(
     """
     tokens = backbone.entering(features, block)
     chosen = backbone.blocks[block]
-    return attention_heads(chosen.attn, chosen.ln_1(tokens))[3]
+    query, key, _ = project(chosen.attn, chosen.ln_1(tokens))
+    return attention_heads(query, key)
 
 
 class Affinities(Keeper):

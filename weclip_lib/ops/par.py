@@ -15,7 +15,7 @@ DIRECTIONS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if (dy, dx
 DILATIONS = (1, 2, 4, 8, 12, 24)  # distances of the neighbours, in pixels; official
 COLOUR_SCALE = 0.3  # w1: divides distances and colour differences, in standard deviations
 POSITION_WEIGHT = 0.01  # w2: weight of the part of the kernel that uses distance only
-CPU_PIXELS = 4 * 320 * 320  # refined at once; more do not fit into a cache and take longer
+CPU_PIXELS = 320 * 320  # refined at once; more do not fit into a cache and take longer
 CPU_STRIP = 64  # rows of the kernel made at once, so that intermediate results stay in cache
 
 
