@@ -13,7 +13,6 @@ from weclip_lib.backbone import IMAGENET_STATISTICS, Backbone, load_backbone, ru
 from weclip_lib.cam import grad_cam, present_classes, pseudo_label, with_background
 from weclip_lib.explore.affinities import head_attention
 
-
 RAGGED = torch.tensor(  # 2, 0, 1, 2 and 4 classes
     [[0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [1, 0, 0, 1, 0], [1, 1, 0, 1, 1]]
 ).float()

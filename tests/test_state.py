@@ -190,9 +190,7 @@ def test_gpus_go_by_the_number_of_the_process(monkeypatch) -> None:
         with joined(asked) as group:
             assert group.device == (given or "cuda:1") == str(taken[-1])
     monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(
-        ValueError, match="'cuda:2': give auto, or what is here: cpu, cuda, cuda:0"
-    ):
+    with pytest.raises(ValueError, match="'cuda:2': give auto, or what is here: cpu, cuda, cuda:0"):
         joined("cuda").__enter__()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="device cuda:1 for 2 processes: choose cuda, or cpu"):
