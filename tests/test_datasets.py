@@ -123,12 +123,14 @@ def test_bad_masks_are_named(folder) -> None:
         MaskedImages(folder, "train", MINIVOC)
 
 
-def test_profiles() -> None:
+def test_profiles(tmp_path) -> None:
     with pytest.raises(ValueError, match="unknown profile 'vok': choose one of smoke, mini"):
         get_profile("vok")
     assert [len(labels.classes) for labels in (VOC, COCO, MINIVOC)] == [20, 80, 12]
     for labels in (VOC, COCO, MINIVOC):
         assert len(set(labels.classes)) == len(labels.classes)
         assert set(labels.prompts) <= set(labels.classes)
-    with pytest.raises(ValueError, match="no VOC 2012 at"):
+    with pytest.raises(ValueError, match="data_dir is nowhere: there is no such folder"):
         data_folder(PROFILES["voc"], "nowhere")
+    with pytest.raises(ValueError, match="no VOC 2012 at"):
+        data_folder(PROFILES["voc"], str(tmp_path))

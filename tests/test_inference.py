@@ -363,7 +363,7 @@ def test_what_cannot_be_done(trained, photos, tmp_path) -> None:
         ([*predict, str(trained), "--names", str(tmp_path / "names.txt"), str(photos)], "zebra"),
         ([*predict, str(trained), "--device", "gpu", str(photos)], "device is 'gpu': give auto"),
         (["score", *out, "--decoder", str(trained), "--profile", "voc"], "no VOC 2012 at"),
-        (["score", *out, "--decoder", str(trained), "--device", "tpu"], "device 'tpu'"),
+        (["score", *out, "--decoder", str(trained), "--device", "tpu"], "device is 'tpu'"),
     ):
         with pytest.raises(SystemExit, match=message):
             weclip(given)

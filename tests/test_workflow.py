@@ -32,6 +32,7 @@ def uvx() -> str:
 def test_workflow_runs_what_is_missing(uvx, tmp_path) -> None:
     parameters = {"profile": "smoke", "data_dir": str(tmp_path / "data"), "pictures": [2, 3]}
     grid, out = tmp_path / "grid.yml", tmp_path / "out"
+    (tmp_path / "data").mkdir()
     grid.write_text(yaml.safe_dump({"notebook": "01_cam_generation", "parameters": parameters}))
     command = [uvx, SNAKEMAKE, "--snakefile", str(ROOT / "workflow" / "Snakefile"), "--cores", "2"]
     command += ["--directory", str(ROOT), "--config", f"grid={grid}", f"out={out}"]
