@@ -9,7 +9,7 @@ from weclip_lib.__main__ import main as weclip
 from weclip_lib.tools import bench
 from weclip_lib.tools.bench import BASE, INFERENCE, INFERENCE_BASE, STEP, Case
 
-TINY = Case("MiniCLIP", batch=1, crop=40, classes=1)
+TINY = Case("MiniCLIP", batch=1, crop=40, classes="1")
 
 
 def test_a_row_for_every_part() -> None:
@@ -47,6 +47,27 @@ def test_fused_attention_is_counted() -> None:
         for maps in (None, 0)
     ]
     assert found[0]["gflop"] == pytest.approx(found[1]["gflop"])
+
+
+def test_classes_of_pictures_in_turn() -> None:
+    case = Case("MiniCLIP", batch=5, crop=40, classes="1 3")
+    assert bench.Bench(case).labels.sum(dim=1).tolist() == [1, 3, 1, 3, 1]
+    assert bench.measure(case, 1, (100.0, 10.0), inference=False)[0]["classes"] == "1 3"
+
+
+def test_inference_is_compared_with_blocks_that_keep_no_maps(monkeypatch) -> None:
+    tiny = bench.Bench(TINY)
+    kept = []
+    encode = tiny.model.backbone.encode_image
+
+    def encode_image(images, *, maps=None):
+        kept.append(maps)
+        return encode(images, maps=maps)
+
+    monkeypatch.setattr(tiny.model.backbone, "encode_image", encode_image)
+    tiny.inference_blocks()
+    tiny.inference()
+    assert set(kept) == {0}
 
 
 def test_official_ratios_are_those_of_the_published_figures() -> None:

@@ -17,6 +17,7 @@ from weclip_lib.data.profiles import PROFILES
 from weclip_lib.storage.pictures import write_mask
 from weclip_lib.storage.provenance import ROOT
 from weclip_lib.studies import runner
+from weclip_lib.studies.records import read_record
 from weclip_lib.studies.results import SCHEMAS
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -174,4 +175,8 @@ def test_runs_in_smoke(path, tmp_path, monkeypatch) -> None:
     assert tuple(table.columns) == SCHEMAS[""]
     assert (table["profile"] == "smoke").all()
     assert table["value"].between(0, 100).all()
+    own = ("photos", "masks") if path.stem.startswith("08") else ()
+    for name in read_record(tmp_path, path.stem).files:  # all notebooks write into one folder
+        first = name.split("/")[0]
+        assert first.startswith(path.stem) or first in own or name == f"notebooks/{path.name}"
     assert not runner.run_notebook(path, tmp_path, parameters)

@@ -92,7 +92,7 @@ def test_from_a_folder_to_the_table(profile, weights, tmp_path, monkeypatch, cap
     assert table["value"].between(0, 100).all()
     about = json.loads((out / f"{NOTEBOOK.stem}.json").read_text())
     assert about["effective"]["rfm_rule"] == "signed" and about["effective"]["rfm_start"] == 0.4
-    masks = list((out / "test").rglob("*.png"))
+    masks = list((out / "09_reproduce_the_paper_test").rglob("*.png"))
     assert len(masks) == (SIZES["test"] if profile == "voc" else 0)
     weclip(["verify", str(out)])
     assert not list((tmp_path / "work" / "decoders" / "unfinished").iterdir())
