@@ -6,20 +6,16 @@ from dataclasses import asdict, replace
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
 
 from weclip_lib.backbone import load_backbone
 from weclip_lib.storage.weights import MINICLIP_FOLDER
 from weclip_lib.world.pretrain import (
-    VOTE_POWER,
-    Regions,
     encode_pooled,
     export,
     grow,
     learning_rate_factor,
+    losses_of,
     mean_average_precision,
-    mix,
-    phrase_losses,
     samples_before,
     train,
     vocabulary,
@@ -32,11 +28,9 @@ TINY = Pretraining(
     shard=6,
     warmup=1,
     decay=2,
-    patch_vote=1.0,
-    spread_vote=1.0,
     phases=(
         Phase(until=2, stride=2, size=40, kept=9, batch=6),
-        Phase(until=4, stride=1, size=40, kept=16, batch=3, mixed=0.7),
+        Phase(until=4, stride=1, size=40, kept=16, batch=3),
     ),
     checkpoint_every=2,
 )
@@ -70,41 +64,18 @@ def test_interrupted_training_ends_the_same(clip, tmp_path) -> None:
     assert shards == ["000000.npz", "000006.npz"]
 
 
-def test_a_mixed_picture_answers_for_both_its_parts() -> None:
-    images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 32, 32)
-    told = torch.eye(4)
-    kept = torch.arange(16).repeat(4, 1)
-    inside = torch.zeros(4, 4, dtype=torch.bool)
-    inside[1:3, 2:] = True
-    mixed, regions = mix(images, told, kept, inside, 2)
-    assert torch.equal(mixed[:2], images[:2])
-    assert mixed[3, :, 8:24, 16:].eq(2).all()  # of the picture before
-    assert mixed[2, :, 8:24, 16:].eq(3).all()  # the first of them, of the last
-    assert mixed[2, :, :8].eq(2).all()
-    assert regions.picture.tolist() == [0, 1, 2, 3, 2, 3]
-    assert regions.patches.sum(1).tolist() == [16, 16, 12, 12, 4, 4]
-    assert torch.equal(regions.patches[4], inside.flatten())
-    assert torch.equal(regions.told, torch.eye(4)[[0, 1, 2, 3, 3, 2]])
-    assert regions.weight[4, 3] < regions.weight[4, 2] == 1
-
-
-def test_votes_by_hand(clip) -> None:
-    """One patch in four is sure of phrase 0, the others of phrase 1."""
-    directions = F.normalize(clip.visual.proj.detach().T[:2], dim=-1)
-    tokens = directions[[0, 1, 1, 1]][None]
-    embedded = F.normalize(directions @ clip.visual.proj.detach(), dim=-1)
+def test_losses_by_hand(clip) -> None:
+    """Two pictures, each nearest to its own caption; the first shows phrase 0 only."""
+    pictures = torch.eye(2)
     with torch.no_grad():
-        clip.logit_scale.fill_(math.log(100))
-    whole = torch.ones(1, 4, dtype=torch.bool)
-    told = torch.tensor([[1.0, 1.0]])
-    regions = Regions(torch.tensor([0]), whole, told, torch.ones(1, 2))
-    _, votes = phrase_losses(clip, torch.zeros_like(tokens), [tokens], embedded, regions)
-    expected = -(math.log(0.25) + math.log(0.75)) / VOTE_POWER
-    assert votes.item() == pytest.approx(expected, abs=1e-3)
-    told[0, 0] = 0
-    _, votes = phrase_losses(clip, torch.zeros_like(tokens), [tokens], embedded, regions)
-    expected = -math.log(1 - 0.25 ** (1 / VOTE_POWER)) - math.log(0.75) / VOTE_POWER
-    assert votes.item() == pytest.approx(expected, abs=1e-3)
+        clip.logit_scale.fill_(math.log(2))
+        clip.logit_bias.fill_(-1)
+    told = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    info_nce, phrases = losses_of(clip, pictures, pictures, pictures, told)
+    assert info_nce.item() == pytest.approx(math.log(1 + math.exp(-2)))
+    yes, no = (lambda x: math.log(1 + math.exp(-x))), (lambda x: math.log(1 + math.exp(x)))
+    expected = (yes(2 - 1) + no(-1) + yes(-1) + yes(2 - 1)) / 2
+    assert phrases.item() == pytest.approx(expected)
 
 
 def test_growing_keeps_what_the_model_computes(clip) -> None:

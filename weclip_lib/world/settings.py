@@ -40,7 +40,6 @@ class Phase:
     size: int  # pixels a side
     kept: int  # patches of a picture that go through the blocks, chosen at random
     batch: int  # pictures
-    mixed: float = 0.0  # part of the batch with two pictures in one
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,7 @@ class Pretraining:
     lr_others: float = 1.5e-3  # AdamW
     weight_decay: float = 0.01
     info_nce: float = 0.3  # weight of pictures against captions
-    class_token: float = 0.5  # weight of the class token against phrases
-    patch_mean: float = 0.5  # weight of the mean over patches against phrases
-    patch_vote: float = 0.0  # weight of the patches' votes for phrases
-    spread_vote: float = 0.0  # weight of their votes after spreading along the attention
+    phrases: float = 1.0  # weight of pictures against phrases
     checkpoint_every: int = 400  # steps
 
     @property
@@ -69,41 +65,11 @@ class Pretraining:
 
 
 MINICLIP_ROUNDS = (
-    Pretraining(  # learn to recognise pictures
+    Pretraining(
         seed=1000,
         phases=(
-            Phase(until=1000, stride=2, size=112, kept=98, batch=128),
-            Phase(until=4400, stride=2, size=112, kept=98, batch=64),
-            Phase(until=5300, stride=1, size=112, kept=98, batch=64),
-            Phase(until=5600, stride=1, size=160, kept=200, batch=64),
+            Phase(until=1000, stride=2, size=80, kept=75, batch=128),
+            Phase(until=1200, stride=1, size=112, kept=98, batch=128),
         ),
-    ),
-    Pretraining(  # learn where things are
-        seed=1001,
-        phases=(
-            Phase(until=1500, stride=1, size=160, kept=128, batch=64, mixed=0.5),
-            Phase(until=1750, stride=1, size=160, kept=400, batch=64, mixed=0.5),
-        ),
-        decay=1700,
-        lr_matrices=3e-3,
-        lr_others=8e-4,
-        patch_mean=1.5,
-        patch_vote=1.0,
-    ),
-    Pretraining(  # learn attention between patches of one thing
-        seed=1002,
-        pictures=24_000,
-        phases=(
-            Phase(until=300, stride=1, size=160, kept=200, batch=64, mixed=0.5),
-            Phase(until=360, stride=1, size=160, kept=400, batch=64, mixed=0.5),
-        ),
-        warmup=20,
-        decay=340,
-        lr_matrices=2e-3,
-        lr_others=5e-4,
-        patch_mean=1.5,
-        patch_vote=0.5,
-        spread_vote=1.0,
-        checkpoint_every=60,
     ),
 )
