@@ -67,7 +67,7 @@ def _ground(rng: np.random.Generator, kind: str, world: World) -> Float[np.ndarr
     """Draw a background. The strength of its texture is 2 * `shading`, with soft shadows."""
     image = background_image(rng, kind, world.size)
     mean = image.mean((1, 2), keepdims=True)
-    shadows = 1 + 0.3 * world.shading * noise_map(rng, world.size, world.size, 4, 4)
+    shadows = 1 + 0.2 * world.shading * noise_map(rng, world.size, world.size, 4, 4)
     return (mean + 2 * world.shading * (image - mean)) * shadows
 
 
@@ -156,9 +156,8 @@ class _Canvas:
         solid = alpha >= 0.5
         told = solid & (fills > ROLES)
 
-        xs, ys = (
-            slice(max(0, a), max(0, min(self.size, b))) for a, b in ((left, right), (upper, lower))
-        )
+        xs = slice(*np.clip((left, right), 0, self.size).tolist())
+        ys = slice(*np.clip((upper, lower), 0, self.size).tolist())
         inside = np.s_[ys.start - upper : ys.stop - upper, xs.start - left : xs.stop - left]
         below = self.image[:, ys, xs]
         below += alpha[inside] * ((flat * shade)[:, *inside] - below)

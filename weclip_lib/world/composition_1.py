@@ -89,13 +89,13 @@ class _Canvas:
         rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
         placed = [(points * stretch @ rotation * radius + centre, role) for points, role in parts]
         everything = np.concatenate([points for points, _ in placed])
-        left, upper = np.clip(np.floor(everything.min(0)).astype(int), 0, self.size)
-        right, lower = np.clip(np.ceil(everything.max(0)).astype(int) + 1, 0, self.size)
+        left, upper = np.clip(np.floor(everything.min(0)).astype(int), 0, self.size).tolist()
+        right, lower = np.clip(np.ceil(everything.max(0)).astype(int) + 1, 0, self.size).tolist()
         palette = _palette(rng, self.behind)
         outline = 1 + int(rng.integers(ROLES)) if rng.random() < 0.3 else None
         if right - left < 2 or lower - upper < 2:
             return 0
-        width, height = int(right - left), int(lower - upper)
+        width, height = right - left, lower - upper
         polygons = [(points, 1 + role) for points, role in placed]
         roles, alpha, role_map = stamp(polygons, (left, upper), width, height, outline)
         surface = _surface(rng, height, width)

@@ -74,15 +74,20 @@ def _draw_into(folder: Path, counts: dict[str, int], world: World, processes: in
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
-def _differences(drawn: str, wanted: str) -> str:
-    """Say what differs between two records; empty: nothing does.
+def _differences(record: Path, recipe: dict) -> str:
+    """Say what differs between a folder's record and a recipe; empty: nothing does.
 
-    A record without a version is from before version 2: its dials are those of version 1.
+    A record without a version is from before version 2, so its dials are those of version 1.
     """
-    before, now = json.loads(drawn), json.loads(wanted)
-    before["world"] = asdict(WORLD_1) | before["world"]
-    flat = [record.pop("world") | record for record in (before, now)]
-    before, now = (json.loads(json.dumps(record)) for record in flat)
+    if not record.exists():
+        return f"it has no {record.name}"
+    try:
+        drawn = json.loads(record.read_text())
+        before = asdict(WORLD_1) | drawn.pop("world") | drawn
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return f"its {record.name} is damaged"
+    now = recipe["world"] | {name: recipe[name] for name in ("counts", "drawing")}
+    before, now = (json.loads(json.dumps(about)) for about in (before, now))  # tuples to lists
     return ", ".join(
         f"{name} is {before.get(name)} there and {now.get(name)} here"
         for name in sorted(before | now)
@@ -105,23 +110,20 @@ def write_voc(
         ValueError: If the folder exists with other content.
     """
     recipe = {"world": asdict(world), "counts": counts, "drawing": DRAWING_VERSION}
-    recipe = json.dumps(recipe, indent=1, sort_keys=True)
     record = folder / "minivoc.json"
     with locked(folder):
         if folder.exists() and any(folder.iterdir()):
-            told = (
-                _differences(record.read_text(), recipe) if record.exists() else "no minivoc.json"
-            )
-            if not told:
+            differences = _differences(record, recipe)
+            if not differences:
                 return folder
             raise ValueError(
-                f"{folder} holds something else than this MiniVOC ({told}): move or delete it, or "
-                "give another folder"
+                f"{folder} holds something else than this MiniVOC ({differences}): "
+                "move or delete it, or give another folder"
             )
         if folder.exists():
             folder.rmdir()
         with whole(folder) as partial:
             partial.mkdir()
             _draw_into(partial, counts, world, processes)
-            (partial / record.name).write_text(recipe)
+            (partial / record.name).write_text(json.dumps(recipe, indent=1, sort_keys=True))
     return folder

@@ -35,7 +35,9 @@ def limb(x: float, y: float, length: float, width: float, angle: float) -> Point
     return bar @ np.array([[cos, sin], [-sin, cos]]) + (x, y)
 
 
-def bar(start: Sequence[float], end: Sequence[float], width: float) -> Points:
+def bar(
+    start: Sequence[float] | np.ndarray, end: Sequence[float] | np.ndarray, width: float
+) -> Points:
     """Return a bar between two points."""
     (x, y), (dx, dy) = start, np.subtract(end, start)
     return limb(x, y, np.hypot(dx, dy), width, np.arctan2(-dx, dy))
@@ -49,7 +51,7 @@ def ring(x: float, y: float, outer: float, inner: float) -> Points:
 
 def stamp(
     polygons: Iterable[tuple[Points, int]],
-    corner: tuple[int, int],
+    corner: Sequence[int],
     width: int,
     height: int,
     outline: int | None,

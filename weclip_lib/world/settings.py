@@ -31,7 +31,7 @@ class World:
     version: int = 2  # 1: twelve classes; 2: twenty
     size: int = 160  # pixels a side: 20x20 patches of 8, as 320/16 in the paper
     object_counts: tuple[float, float, float] = (0.4, 0.4, 0.2)  # chance of 1, 2, 3 objects
-    object_radius: tuple[float, float] = (0.13, 0.44)  # half the size, of the picture's side
+    object_radius: tuple[float, float] = (0.15, 0.46)  # half the size, of the picture's side
     co_occurrence: float = 0.35  # chance that the first object has its usual background
     clutter: float = 0.5  # chance of one to three shapes of no class behind the objects
     occlusion: float = 0.25  # chance, per object, of clutter in front of it

@@ -81,12 +81,12 @@ def _wheels(rng: np.random.Generator) -> list[Part]:
 
 def _furniture(rng: np.random.Generator) -> list[Part]:
     """Draw a thick slab on four legs with a bar between them."""
-    foot = rng.uniform(0.75, 0.95)
+    foot = rng.uniform(0.6, 0.95)
     return [
         (box(-0.5, foot - 0.2, 0.5, foot - 0.12), 1),
         *((box(x, 0.2, x + 0.11, foot - 0.08), 1) for x in (-0.42, 0.3)),
         *((box(x, 0.2, x + 0.14, foot), 0) for x in (-0.64, 0.5)),
-        (box(-0.66, 0.0, 0.66, 0.3), 0),
+        (box(-0.66, 0.0, 0.66, 0.32), 0),
         (box(-0.66, 0.2, 0.66, 0.28), 1),
     ]
 
@@ -151,7 +151,7 @@ def _figure(rng: np.random.Generator) -> list[Part]:
 
 
 def _cat(rng: np.random.Generator) -> list[Part]:
-    x, y = 0.52 + rng.uniform(-0.05, 0.05), -0.3 + rng.uniform(-0.06, 0.06)
+    x, y = 0.48 + rng.uniform(-0.05, 0.05), -0.22 + rng.uniform(-0.06, 0.06)
     ears, whiskers = [], []
     for side in (-1, 1):
         tip = x + side * rng.uniform(0.22, 0.32)
@@ -184,7 +184,7 @@ def _dog(rng: np.random.Generator) -> list[Part]:
 
 
 def _cow(rng: np.random.Generator) -> list[Part]:
-    x, y = 0.54, -0.3 + rng.uniform(-0.06, 0.06)
+    x, y = 0.48, -0.22 + rng.uniform(-0.06, 0.06)
     horn, sides = rng.uniform(0.3, 0.42), (-1, 1)
     horns = [
         polygon(
@@ -231,7 +231,7 @@ def _horse(rng: np.random.Generator) -> list[Part]:
 
 
 def _sheep(rng: np.random.Generator) -> list[Part]:
-    x, y, turn = 0.5, -0.26, rng.uniform(0, 1)
+    x, y, turn = 0.46, -0.2, rng.uniform(0, 1)
     angles = turn + 2 * np.pi * np.arange(8) / 8
     wool = [
         (ellipse(x + 0.24 * np.cos(a), y + 0.22 * np.sin(a), 0.13, 0.13), int(n % 2))
@@ -350,12 +350,12 @@ def _chair(rng: np.random.Generator) -> list[Part]:
 
 
 def _sofa(rng: np.random.Generator) -> list[Part]:
-    top = rng.uniform(-0.36, -0.28)
+    top = rng.uniform(-0.38, -0.3)
     return [
         (box(-0.62, top, 0.62, 0.0), 0),
         *((box(x, top + 0.06, x + 0.5, 0.02), 3) for x in (-0.52, 0.02)),
-        *((box(x, -0.12, x + 0.2, 0.3), 2) for x in (-0.86, 0.66)),
-        *((ellipse(x, -0.12, 0.15, 0.12), 2) for x in (-0.76, 0.76)),
+        *((box(x, -0.12, x + 0.14, 0.24), 2) for x in (-0.8, 0.66)),
+        *((ellipse(x, -0.12, 0.11, 0.1), 2) for x in (-0.73, 0.73)),
     ]
 
 
@@ -392,15 +392,15 @@ def _aeroplane(rng: np.random.Generator) -> list[Part]:
 
 
 def _bird(rng: np.random.Generator) -> list[Part]:
-    x, y = 0.8, -0.14 + rng.uniform(-0.06, 0.03)
+    x, y = 0.76, -0.14 + rng.uniform(-0.06, 0.03)
     beak = rng.uniform(1.12, 1.25)
     return [
         *(
             (polygon((x - 0.1, y - 0.1), (x - 0.32, y - lift), (x, y - 0.16)), 2)
             for lift in (0.22, 0.36)
         ),
-        (polygon((x + 0.14, y - 0.12), (beak, y + 0.04), (x + 0.14, y + 0.13)), 3),
-        (ellipse(x, y, 0.25, 0.22), 0),
+        (polygon((x + 0.16, y - 0.14), (beak, y + 0.04), (x + 0.16, y + 0.15)), 3),
+        (ellipse(x, y, 0.28, 0.25), 0),
         (ellipse(x + 0.08, y - 0.05, 0.08, 0.08), 3),
         (ellipse(x + 0.09, y - 0.05, 0.04, 0.05), 2),
     ]
@@ -446,15 +446,15 @@ def _plant(rng: np.random.Generator) -> list[Part]:
 
 
 def _tv(rng: np.random.Generator) -> list[Part]:
-    glare, lean = rng.uniform(-0.6, -0.3), rng.uniform(0.1, 0.4)
+    glare, lean = rng.uniform(-0.6, -0.36), rng.uniform(0.1, 0.4)
     return [
         (bar((-0.15, -0.55), (-0.2 - lean, -0.98), 0.05), 2),
         (bar((-0.05, -0.55), (lean, -0.98), 0.05), 2),
-        (box(-0.8, -0.42, 0.36, 0.46), 2),
-        (box(-0.72, -0.34, 0.28, 0.38), 3),
+        (box(-0.8, -0.4, 0.28, 0.42), 2),
+        (box(-0.72, -0.32, 0.2, 0.34), 3),
         (
             polygon(
-                (glare, -0.34), (glare + 0.24, -0.34), (glare + 0.04, 0.38), (glare - 0.12, 0.38)
+                (glare, -0.32), (glare + 0.24, -0.32), (glare + 0.04, 0.34), (glare - 0.12, 0.34)
             ),
             2,
         ),
@@ -462,11 +462,11 @@ def _tv(rng: np.random.Generator) -> list[Part]:
 
 
 def _person(rng: np.random.Generator) -> list[Part]:
-    hair = CIRCLE[10:] * (0.24, 0.24 + rng.uniform(0, 0.06)) + (0, -0.74)
+    hair = CIRCLE[10:] * (0.28, 0.27 + rng.uniform(0, 0.06)) + (0, -0.74)
     return [
         (box(-0.08, -0.55, 0.08, -0.38), 3),
-        (ellipse(0, -0.7, 0.22, 0.25), 3),
-        (np.concatenate([hair, [(0.24, -0.62), (0.12, -0.82), (-0.12, -0.82), (-0.24, -0.62)]]), 2),
+        (ellipse(0, -0.7, 0.26, 0.28), 3),
+        (np.concatenate([hair, [(0.28, -0.6), (0.16, -0.82), (-0.16, -0.82), (-0.28, -0.6)]]), 2),
         *((ellipse(x, -0.7, 0.035, 0.04), 2) for x in (-0.09, 0.09)),
         (bar((-0.08, -0.57), (0.08, -0.57), 0.035), 2),
     ]
