@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Float
 
 from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
-from weclip_lib.world.outlines import CIRCLE, SUPERSAMPLE, stamp
+from weclip_lib.world.outlines import CIRCLE, SUPERSAMPLE, Part, stamp
 from weclip_lib.world.scene import Scene, finish, places
 from weclip_lib.world.settings import World
-from weclip_lib.world.shapes import SHAPES, Part, plain_clutter
+from weclip_lib.world.shapes import SHAPES, plain_clutter
 from weclip_lib.world.surfaces import ROLES, background_image, hsv, noise_map
 
 USUAL_BACKGROUND = {
@@ -90,7 +90,7 @@ def _palette(
 ) -> Float[np.ndarray, "role 3"]:
     """Choose the colours of the roles; a hidden object's body has nearly the ground's."""
     if hidden:
-        step = rng.uniform(14, 26) * rng.choice([-1, 1]) + rng.uniform(-10, 10, 3)
+        step = rng.uniform(16, 30) * rng.choice([-1, 1]) + rng.uniform(-10, 10, 3)
         body = np.clip(behind + step, 0, 255).astype(np.float32)
         second = np.clip(behind - step, 0, 255).astype(np.float32)
     else:

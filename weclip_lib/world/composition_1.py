@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from weclip_lib.labels import MINIVOC_1_CLASSES, MINIVOC_BACKGROUNDS
-from weclip_lib.world.outlines import CIRCLE, SUPERSAMPLE, stamp
+from weclip_lib.world.outlines import CIRCLE, SUPERSAMPLE, Part, stamp
 from weclip_lib.world.scene import Scene, finish, places
 from weclip_lib.world.settings import World
-from weclip_lib.world.shapes_1 import SHAPES, Part, clutter
+from weclip_lib.world.shapes_1 import SHAPES, clutter
 from weclip_lib.world.surfaces import ROLES, background_image, hsv, noise_map
 
 USUAL_BACKGROUND = {

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 SUPERSAMPLE = 2  # pen strokes a pixel: edges are smooth
 
 Points = Float[np.ndarray, "_ 2"]
+Part = tuple[Points, int]  # a polygon, and the role of its colour: 0 and 1 body, 2 and 3 details
 CIRCLE = np.stack([f(np.linspace(0, 2 * np.pi, 20, endpoint=False)) for f in (np.cos, np.sin)], 1)
 
 

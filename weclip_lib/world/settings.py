@@ -36,14 +36,16 @@ class World:
     clutter: float = 0.5  # chance of one to three shapes of no class behind the objects
     occlusion: float = 0.25  # chance, per object, of clutter in front of it
     min_visible: float = 0.35  # part of its area; an object with less is ignored and gives no label
-    headless: float = 0.5  # chance that clutter is an object without its telling part: no label
-    companions: float = (
-        0.35  # chance that the second object is of a class often seen with the first
+    headless: float = (
+        0.5  # chance that clutter is an object without its telling part: bodies tell less
     )
-    camouflage: float = 0.3  # chance, per object, of a body with the ground's colour and texture
-    shading: float = 0.5  # strength of light and texture, 0-1, so that colour draws no outline
-    cut: float = 0.15  # chance, per object, that the picture's border cuts it
-    overlap: float = 0.7  # least distance of two objects, of the sum of their radii; 1: apart
+    companions: float = (
+        0.35  # chance that object 2 is the first's usual companion: tags come together
+    )
+    camouflage: float = 0.3  # chance, per object, of the ground's colour and texture on its body
+    shading: float = 0.5  # strength of light and texture: colours alone draw no outline; 0: flat
+    cut: float = 0.15  # chance, per object, that the border cuts it: not every object is whole
+    overlap: float = 0.7  # least distance of objects, of the sum of radii; 1: apart; 0: anywhere
 
     def __post_init__(self) -> None:
         one_of("version", self.version, VERSIONS)

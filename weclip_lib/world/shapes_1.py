@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from weclip_lib.labels import MINIVOC_1_CLASSES
-from weclip_lib.world.outlines import CIRCLE, Points, box, ellipse, limb, polygon
-
-Part = tuple[Points, int]  # a polygon, and the role of its colour
+from weclip_lib.world.outlines import CIRCLE, Part, box, ellipse, limb, polygon
 
 
 def _wheels(xs: Iterable[float], y: float, radius: float) -> list[Part]:
