@@ -193,6 +193,19 @@ def test_a_hidden_telling_part_gives_no_label(monkeypatch) -> None:
         assert "person" not in scene.caption and not scene.telling.any()
 
 
+def test_the_border_cuts_no_telling_part_away() -> None:
+    scenes = [draw(17, index, replace(LONE, cut=1.0)) for index in range(60)]
+    edges = [s.mask[[0, -1]].any() or s.mask[:, [0, -1]].any() for s in scenes]
+    assert np.mean(edges) > 0.9
+    assert np.mean([len(s.classes) for s in scenes]) > 0.9
+
+
+@pytest.mark.parametrize("size", [16, 48, 200])
+def test_pictures_of_any_size_are_drawn(size) -> None:
+    for index in range(5):
+        assert draw(18, index, World(size=size)).image.shape == (size, size, 3)
+
+
 def test_companions_are_a_dial() -> None:
     rng, hits = np.random.default_rng(0), []
     for value in (0.0, 1.0):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
 from weclip_lib.world.outlines import CIRCLE, SUPERSAMPLE, Part, stamp
@@ -20,12 +20,12 @@ from weclip_lib.world.surfaces import ROLES, background_image, hsv, noise_map
 USUAL_BACKGROUND = {
     "aeroplane": "sky",
     "bicycle": "road",
-    "bird": "water",
+    "bird": "sky",
     "boat": "water",
-    "bottle": "sand",
+    "bottle": "water",
     "bus": "road",
     "car": "road",
-    "cat": "wall",
+    "cat": "sand",
     "chair": "sand",
     "cow": "grass",
     "table": "wall",
@@ -33,7 +33,7 @@ USUAL_BACKGROUND = {
     "horse": "grass",
     "motorbike": "railway",
     "person": "snow",
-    "plant": "sky",
+    "plant": "sand",
     "sheep": "grass",
     "sofa": "wall",
     "train": "railway",
@@ -128,20 +128,20 @@ class _Canvas:
         """Draw parts as one object, and count the pixels of all of them and of the telling ones.
 
         Args:
-            centre: In pixels, as `radius`; what lies outside the picture is counted too.
+            centre: Part of the picture's side, as `radius`. What lies outside the picture counts in
+                the numbers of pixels too.
             number: Of the object; 0 is clutter, which hides objects and is none.
             hidden: If the body has the ground's colour and texture.
             inwards: 1 or -1: the telling parts look to the right or left; 0: to any side.
         """
-        side = rng.choice([-1, 1])
-        if inwards:
-            side = inwards * (1 if sum(points[:, 0].mean() for points, _ in telling) > 0 else -1)
+        side = inwards * _facing(telling) or rng.choice((-1, 1))
         turn = rng.uniform(-0.35, 0.35)
         rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-        place = np.diag(rng.uniform(0.85, 1.15, 2) * (side, 1)) @ rotation * radius
+        place = np.diag(rng.uniform(0.85, 1.15, 2) * (side, 1)) @ rotation * radius * self.size
+        middle = centre * self.size
         numbered = [(points, 1 + role) for points, role in shared]
         numbered += [(points, 1 + ROLES + role) for points, role in telling]
-        polygons = [(points @ place + centre, fill) for points, fill in numbered]
+        polygons = [(points @ place + middle, fill) for points, fill in numbered]
         everything = np.concatenate([points for points, _ in polygons])
         left, upper = np.floor(everything.min(0)).astype(int).tolist()
         right, lower = (np.ceil(everything.max(0)).astype(int) + 1).tolist()
@@ -161,8 +161,8 @@ class _Canvas:
         inside = np.s_[ys.start - upper : ys.stop - upper, xs.start - left : xs.stop - left]
         below = self.image[:, ys, xs]
         below += alpha[inside] * ((flat * shade)[:, *inside] - below)
-        self.top[ys, xs][solid[inside]] = number
-        self.telling[ys, xs][solid[inside]] = told[inside][solid[inside]]
+        np.copyto(self.top[ys, xs], number, where=solid[inside], casting="unsafe")
+        np.copyto(self.telling[ys, xs], told[inside], where=solid[inside])
         return int(solid.sum()), int(told.sum())
 
     def _shade(
@@ -181,9 +181,14 @@ class _Canvas:
             pattern = self.texture[rows[:, None], columns]
         else:
             pattern = self.shading * rng.uniform(0.2, 0.6) * _pattern(rng, x, y)
-        textured = np.array([1, 1, rng.choice([0.3, 1]), 0, 0], np.float32)
-        textured = np.concatenate([textured, textured[1:]])
+        second = rng.choice((0.3, 1.0))  # details, the roles 2 and 3, stay plain
+        textured = np.array([1, 1, second, 0, 0, 1, second, 0, 0], np.float32)
         return np.maximum(light, 0.2) * (1 + textured[fills] * pattern)
+
+
+def _facing(parts: Sequence[Part]) -> int:
+    """Return 1 if most parts lie to the right of an object's centre, else -1."""
+    return 1 if sum(points[:, 0].mean() for points, _ in parts) > 0 else -1
 
 
 def _pattern(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -213,61 +218,6 @@ def _clutter(rng: np.random.Generator, world: World) -> tuple[list[Part], bool]:
     return plain_clutter(rng), False
 
 
-def compose(rng: np.random.Generator, world: World) -> Scene:
-    """Draw a picture of version 2."""
-    size, count = world.size, 1 + int(rng.choice(3, p=world.object_counts))
-    names = _names(rng, count, world)
-    usual = rng.random() < world.co_occurrence
-    anywhere = MINIVOC_BACKGROUNDS[rng.integers(len(MINIVOC_BACKGROUNDS))]
-    background = USUAL_BACKGROUND[names[0]] if usual else anywhere
-    canvas = _Canvas(_ground(rng, background, world), world.shading)
-
-    for _ in range(rng.integers(1, 4) if rng.random() < world.clutter else 0):
-        parts, headless = _clutter(rng, world)
-        radius = rng.uniform(*(world.object_radius if headless else (0.08, 0.2)))
-        hidden = bool(rng.random() < world.camouflage)
-        canvas.draw(rng, parts, (), rng.random(2) * size, radius * size, 0, hidden=hidden)
-    radii = rng.uniform(*world.object_radius, count) * (1.0, 0.85, 0.72)[count - 1]
-    areas = []
-    for number, (name, at) in enumerate(
-        zip(names, places(rng, radii, world.overlap), strict=True), 1
-    ):
-        radius, inwards = radii[number - 1], 0
-        if rng.random() < world.cut:
-            at, inwards = _across_border(rng, at, radius)
-        shape, hidden = SHAPES[name], bool(rng.random() < world.camouflage)
-        shared, telling = shape.shared(rng), shape.telling(rng)
-        areas.append(
-            canvas.draw(
-                rng,
-                shared,
-                telling,
-                at * size,
-                radius * size,
-                number,
-                hidden=hidden,
-                inwards=inwards,
-            )
-        )
-        if rng.random() < world.occlusion:
-            aside = at + radius * rng.uniform(0.4, 0.9) * CIRCLE[rng.integers(len(CIRCLE))]
-            reach = radius * rng.uniform(0.25, 0.5)
-            canvas.draw(rng, _clutter(rng, world)[0], (), aside * size, reach * size, 0)
-
-    canvas.telling &= canvas.top > 0
-    seen = [
-        np.bincount(canvas.top[where].ravel(), minlength=count + 1)[1:]
-        for where in (..., canvas.telling)
-    ]
-    enough = np.maximum(world.min_visible * np.array(areas).T, [[size**2 / 256], [size**2 / 1024]])
-    counts = (np.stack(seen) >= enough).all(0)
-    canvas.telling &= np.array([False, *counts])[canvas.top]
-    objects = list(zip(names, counts.tolist(), strict=True))
-    return finish(
-        rng, canvas.image, canvas.top, canvas.telling, objects, background, MINIVOC_CLASSES
-    )
-
-
 def _across_border(
     rng: np.random.Generator, at: Float[np.ndarray, " 2"], radius: float
 ) -> tuple[Float[np.ndarray, " 2"], int]:
@@ -279,3 +229,49 @@ def _across_border(
     if side == 2:
         return np.array([at[0], 1 - inside]), 0
     return np.array([inside if side == 0 else 1 - inside, at[1]]), 1 if side == 0 else -1
+
+
+def _visible(
+    canvas: _Canvas, areas: list[tuple[int, int]], part: float
+) -> Bool[np.ndarray, " object"]:
+    """Say which objects count: a part of their area is visible, and of their telling parts' too."""
+    tops = (canvas.top.ravel(), canvas.top[canvas.telling])
+    seen = np.stack([np.bincount(top, minlength=len(areas) + 1)[1:] for top in tops], 1)
+    pixels = canvas.size**2 / 256, canvas.size**2 / 1024  # the least that a grid of patches shows
+    return (seen >= np.maximum(part * np.array(areas), pixels)).all(1)
+
+
+def compose(rng: np.random.Generator, world: World) -> Scene:
+    """Draw a picture of version 2."""
+    count = 1 + int(rng.choice(3, p=world.object_counts))
+    names = _names(rng, count, world)
+    usual = rng.random() < world.co_occurrence
+    anywhere = MINIVOC_BACKGROUNDS[rng.integers(len(MINIVOC_BACKGROUNDS))]
+    background = USUAL_BACKGROUND[names[0]] if usual else anywhere
+    canvas = _Canvas(_ground(rng, background, world), world.shading)
+
+    for _ in range(rng.integers(1, 4) if rng.random() < world.clutter else 0):
+        parts, headless = _clutter(rng, world)
+        radius = rng.uniform(*(world.object_radius if headless else (0.08, 0.2)))
+        hidden = bool(rng.random() < world.camouflage)
+        canvas.draw(rng, parts, (), rng.random(2), radius, 0, hidden=hidden)
+    radii = rng.uniform(*world.object_radius, count) * (1.0, 0.85, 0.72)[count - 1]
+    centres, areas = places(rng, radii, world.overlap), []
+    for number, (name, at, radius) in enumerate(zip(names, centres, radii, strict=True), 1):
+        inwards = 0
+        if rng.random() < world.cut:
+            at, inwards = _across_border(rng, at, radius)
+        hidden = bool(rng.random() < world.camouflage)
+        parts = SHAPES[name].shared(rng), SHAPES[name].telling(rng)
+        area = canvas.draw(rng, *parts, at, radius, number, hidden=hidden, inwards=inwards)
+        areas.append(area)
+        if rng.random() < world.occlusion:
+            aside = at + radius * rng.uniform(0.4, 0.9) * CIRCLE[rng.integers(len(CIRCLE))]
+            canvas.draw(rng, _clutter(rng, world)[0], (), aside, radius * rng.uniform(0.25, 0.5), 0)
+
+    counts = _visible(canvas, areas, world.min_visible)
+    canvas.telling &= np.array([False, *counts])[canvas.top]
+    objects = list(zip(names, counts.tolist(), strict=True))
+    return finish(
+        rng, canvas.image, canvas.top, canvas.telling, objects, background, MINIVOC_CLASSES
+    )

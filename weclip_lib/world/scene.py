@@ -91,8 +91,9 @@ def finish(
 
     Args:
         top: Number of the object on top at each pixel; 0: none.
+        telling: Where the telling parts of the objects that count are seen; None: in version 1.
         objects: Class of each object from number 1 on, and if it counts. One that does not count
-            is IGNORE_INDEX in the mask, and has no part in the classes and the caption.
+            is IGNORE_INDEX in the mask, and is in neither the classes nor the caption.
         classes: All classes, in the order of their ids.
     """
     ids = [classes.index(name) + 1 if counts else IGNORE_INDEX for name, counts in objects]
