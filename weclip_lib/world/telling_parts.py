@@ -76,7 +76,7 @@ def cow(rng: np.random.Generator) -> list[Part]:
 
 
 def horse(rng: np.random.Generator) -> list[Part]:
-    """Draw a long neck with a mane, and a long head."""
+    """Draw a long neck with a dark crest, and a long head."""
     nod = rng.uniform(-0.08, 0.1)
     return [
         (polygon((0.05, -0.02), (0.36, 0.26), (0.68, -0.42), (0.5, -0.72), (0.36, -0.6)), 0),
