@@ -196,7 +196,29 @@ COCO_PROMPTS = {
 }
 COCO_BACKGROUNDS = tuple(name for name in VOC_BACKGROUNDS if name not in ("keyboard", "sign"))
 
-MINIVOC_CLASSES = (
+MINIVOC_CLASSES = (  # VOC's, in words of a small vocabulary
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "table",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "plant",
+    "sheep",
+    "sofa",
+    "train",
+    "tv",
+)
+MINIVOC_1_CLASSES = (  # of version 1
     "aeroplane",
     "bird",
     "boat",
@@ -215,3 +237,4 @@ MINIVOC_BACKGROUNDS = ("grass", "sky", "water", "road", "wall", "sand", "snow", 
 VOC = LabelSet("VOC 2012", VOC_CLASSES, VOC_BACKGROUNDS, VOC_PROMPTS)
 COCO = LabelSet("COCO 2014", COCO_CLASSES, COCO_BACKGROUNDS, COCO_PROMPTS)
 MINIVOC = LabelSet("MiniVOC", MINIVOC_CLASSES, MINIVOC_BACKGROUNDS)
+MINIVOC_1 = LabelSet("MiniVOC 1", MINIVOC_1_CLASSES, MINIVOC_BACKGROUNDS)

@@ -16,11 +16,13 @@ from weclip_lib.config import (
     in_range,
     one_of,
 )
-from weclip_lib.labels import COCO, MINIVOC, VOC, LabelSet
+from weclip_lib.labels import COCO, MINIVOC, MINIVOC_1, VOC, LabelSet
 from weclip_lib.storage.provenance import ROOT
-from weclip_lib.world.settings import World
+from weclip_lib.world.settings import WORLD_1, World
 
 DATA = ROOT / "data"
+DRAWN_LABELS = {1: MINIVOC_1, 2: MINIVOC}  # by version of MiniVOC
+DRAWN_PROFILES = {1: "mini-v1", 2: "mini"}
 
 
 def check_scales(scales: Sequence[float]) -> None:
@@ -65,6 +67,12 @@ class Profile:
             in_range(name, getattr(self, name), 0)
         if len(self.drawn) != 3 or (any(self.drawn) and min(self.drawn) < 1):
             raise ValueError(f"drawn is {self.drawn}: give numbers for train, val and test")
+        version = self.world.version
+        if any(self.drawn) and self.labels.classes != DRAWN_LABELS[version].classes:
+            raise ValueError(
+                f"version is {version}, which has not the classes of profile {self.name}: "
+                f"use profile {DRAWN_PROFILES[version]}"
+            )
 
     @property
     def default_folder(self) -> Path:
@@ -98,6 +106,9 @@ PROFILES = {
         drawn=(16, 6, 6),
     ),
     "mini": _MINI,
+    "mini-v1": replace(  # the first world and its weights
+        _MINI, name="mini-v1", labels=MINIVOC_1, weights="miniclip-v1", world=WORLD_1
+    ),
     "voc": Profile(
         "voc",
         VOC,

@@ -2,25 +2,55 @@
 
 from dataclasses import dataclass
 
-from weclip_lib.config import in_range
+from weclip_lib.config import in_range, one_of
+
+VERSIONS = (1, 2)  # of MiniVOC
+CHANCES = (  # fields of World from 0 to 1
+    "co_occurrence",
+    "clutter",
+    "occlusion",
+    "min_visible",
+    "headless",
+    "companions",
+    "camouflage",
+    "shading",
+    "cut",
+    "overlap",
+)
 
 
 @dataclass(frozen=True)
 class World:
-    """Settings of MiniVOC's drawing; they set how difficult weak supervision is."""
+    """Settings of MiniVOC's drawing; they set how difficult weak supervision is.
 
+    Version 1 draws each class with shapes of its own. Version 2 draws objects of parts, of which
+    one tells the class and the others are shared between classes. The dials from `headless` on
+    change nothing in version 1.
+    """
+
+    version: int = 2  # 1: twelve classes; 2: twenty
     size: int = 160  # pixels a side: 20x20 patches of 8, as 320/16 in the paper
     object_counts: tuple[float, float, float] = (0.4, 0.4, 0.2)  # chance of 1, 2, 3 objects
-    object_radius: tuple[float, float] = (0.2, 0.44)  # half the size, of the picture's side
+    object_radius: tuple[float, float] = (0.15, 0.46)  # half the size, of the picture's side
     co_occurrence: float = 0.35  # chance that the first object has its usual background
     clutter: float = 0.5  # chance of one to three shapes of no class behind the objects
     occlusion: float = 0.25  # chance, per object, of clutter in front of it
     min_visible: float = 0.35  # part of its area; an object with less is ignored and gives no label
+    headless: float = (
+        0.5  # chance that clutter is an object without its telling part: bodies tell less
+    )
+    companions: float = (
+        0.35  # chance that object 2 is the first's usual companion: tags come together
+    )
+    camouflage: float = 0.3  # chance, per object, of the ground's colour and texture on its body
+    shading: float = 0.5  # strength of light and texture: colours alone draw no outline; 0: flat
+    cut: float = 0.15  # chance, per object, that the border cuts it: not every object is whole
+    overlap: float = 0.7  # least distance of objects, of the sum of radii; 1: apart; 0: anywhere
 
     def __post_init__(self) -> None:
+        one_of("version", self.version, VERSIONS)
         in_range("size", self.size, 16, 4096)
-        chances = ("co_occurrence", "clutter", "occlusion", "min_visible")
-        for name in chances:
+        for name in CHANCES:
             in_range(name, getattr(self, name), 0.0, 1.0)
         if len(self.object_counts) != 3 or abs(sum(self.object_counts) - 1) > 1e-9:
             raise ValueError(f"object_counts is {self.object_counts}: give three with the sum 1")
@@ -29,6 +59,18 @@ class World:
         for name, top in (("object_counts", 1.0), ("object_radius", 0.5)):
             for value in getattr(self, name):
                 in_range(name, value, 0.0 if top == 1 else 0.05, top)
+
+
+WORLD_1 = World(  # the world of MiniCLIP's first weights
+    version=1,
+    size=160,
+    object_counts=(0.4, 0.4, 0.2),
+    object_radius=(0.2, 0.44),
+    co_occurrence=0.35,
+    clutter=0.5,
+    occlusion=0.25,
+    min_visible=0.35,
+)
 
 
 @dataclass(frozen=True)
