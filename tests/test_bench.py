@@ -52,7 +52,6 @@ def test_fused_attention_is_counted() -> None:
 def test_classes_of_pictures_in_turn() -> None:
     case = Case("MiniCLIP", batch=5, crop=40, classes="1 3")
     assert bench.Bench(case).labels.sum(dim=1).tolist() == [1, 3, 1, 3, 1]
-    assert bench.measure(case, 1, (100.0, 10.0), inference=False)[0]["classes"] == "1 3"
 
 
 def test_inference_is_compared_with_blocks_that_keep_no_maps(monkeypatch) -> None:
