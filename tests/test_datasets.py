@@ -126,7 +126,7 @@ def test_bad_masks_are_named(folder) -> None:
 def test_profiles(tmp_path) -> None:
     with pytest.raises(ValueError, match="unknown profile 'vok': choose one of smoke, mini"):
         get_profile("vok")
-    assert [len(labels.classes) for labels in (VOC, COCO, MINIVOC)] == [20, 80, 20]
+    assert [len(labels.classes) for labels in (VOC, COCO, MINIVOC)] == [20, 80, 12]
     for labels in (VOC, COCO, MINIVOC):
         assert len(set(labels.classes)) == len(labels.classes)
         assert set(labels.prompts) <= set(labels.classes)

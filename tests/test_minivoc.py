@@ -12,9 +12,9 @@ from weclip_lib.data.profiles import PROFILES
 from weclip_lib.data.settings import with_settings
 from weclip_lib.labels import (
     IGNORE_INDEX,
-    MINIVOC_1_CLASSES,
-    MINIVOC_BACKGROUNDS,
     MINIVOC_CLASSES,
+    MINIVOC_BACKGROUNDS,
+    MINIVOC_2_CLASSES,
 )
 from weclip_lib.world import composition, composition_1, shapes_1
 from weclip_lib.world.minivoc import (
@@ -24,10 +24,10 @@ from weclip_lib.world.minivoc import (
     draw_many,
     write_voc,
 )
-from weclip_lib.world.settings import CHANCES, MINICLIP_ROUNDS, WORLD_1, World
+from weclip_lib.world.settings import CHANCES, MINICLIP_ROUNDS, WORLD_2, World
 from weclip_lib.world.shapes import SHAPES
 
-WORLDS = {"version 1": (WORLD_1, MINIVOC_1_CLASSES), "version 2": (World(), MINIVOC_CLASSES)}
+WORLDS = {"version 1": (World(), MINIVOC_CLASSES), "version 2": (WORLD_2, MINIVOC_2_CLASSES)}
 LONE = World(object_counts=(1.0, 0.0, 0.0), clutter=0.0, occlusion=0.0, cut=0.0)
 FAMILIES = (
     ("cat", "cow", "dog", "horse", "sheep"),
@@ -42,7 +42,7 @@ FAMILIES = (
 def test_version_1_keeps_its_bytes() -> None:
     digest = sha256()
     for index in range(20):
-        scene = draw(5, index, WORLD_1)
+        scene = draw(5, index, World())
         told = (";".join(scene.classes).encode(), scene.caption.encode())
         for part in (scene.image.tobytes(), scene.mask.tobytes(), *told):
             digest.update(part)
@@ -67,11 +67,11 @@ def test_streams_are_disjoint() -> None:
 
 
 def test_every_class_has_a_shape_and_a_place() -> None:
-    assert set(shapes_1.SHAPES) == set(MINIVOC_1_CLASSES) == set(composition_1.USUAL_BACKGROUND)
-    assert set(SHAPES) == set(MINIVOC_CLASSES) == set(USUAL_BACKGROUND)
-    assert set(composition.COMPANIONS) == set(MINIVOC_CLASSES)
+    assert set(shapes_1.SHAPES) == set(MINIVOC_CLASSES) == set(composition_1.USUAL_BACKGROUND)
+    assert set(SHAPES) == set(MINIVOC_2_CLASSES) == set(USUAL_BACKGROUND)
+    assert set(composition.COMPANIONS) == set(MINIVOC_2_CLASSES)
     companions = {name for names in composition.COMPANIONS.values() for name in names}
-    assert companions <= set(MINIVOC_CLASSES)
+    assert companions <= set(MINIVOC_2_CLASSES)
 
 
 @pytest.mark.parametrize("version", WORLDS)
@@ -139,7 +139,7 @@ def test_families_differ_in_the_telling_part_only() -> None:
 
 
 def test_the_telling_part_is_small() -> None:
-    shares = {name: [] for name in MINIVOC_CLASSES}
+    shares = {name: [] for name in MINIVOC_2_CLASSES}
     for scene in (draw(11, index, LONE) for index in range(250)):
         for name in scene.classes:
             shares[name].append(scene.telling.sum() / (scene.mask > 0).sum())
@@ -177,7 +177,7 @@ def test_an_object_without_its_telling_part_is_no_object() -> None:
         assert headless and len(parts) > 2
         scene = draw(13, index, world)
         inside = np.setdiff1d(scene.mask, [0, IGNORE_INDEX])
-        assert [MINIVOC_CLASSES[i - 1] for i in inside] == list(scene.classes)
+        assert [MINIVOC_2_CLASSES[i - 1] for i in inside] == list(scene.classes)
         assert len(scene.classes) <= 1  # one object, and one to three without telling parts
 
 
@@ -236,8 +236,8 @@ def test_every_dial_draws_at_both_ends(name) -> None:
 
 
 def test_dials_of_version_2_change_nothing_in_version_1() -> None:
-    other = replace(WORLD_1, headless=1.0, companions=1.0, camouflage=1.0, shading=1.0, cut=1.0)
-    one, two = draw(5, 3, WORLD_1), draw(5, 3, replace(other, overlap=0.0))
+    other = replace(World(), headless=1.0, companions=1.0, camouflage=1.0, shading=1.0, cut=1.0)
+    one, two = draw(5, 3, World()), draw(5, 3, replace(other, overlap=0.0))
     assert np.array_equal(one.image, two.image)
 
 
@@ -275,14 +275,14 @@ def test_another_world_does_not_overwrite(tmp_path) -> None:
 
 def test_a_folder_from_before_version_2_is_named(tmp_path) -> None:
     """Its record has no version. A world of version 1 still opens it."""
-    folder = write_voc(tmp_path / "world", {"train": 1}, WORLD_1)
+    folder = write_voc(tmp_path / "world", {"train": 1}, World())
     record = json.loads((folder / "minivoc.json").read_text())
     old = ("size", "object_counts", "object_radius", "co_occurrence", "clutter", "occlusion")
     record["world"] = {name: record["world"][name] for name in (*old, "min_visible")}
     (folder / "minivoc.json").write_text(json.dumps(record))
-    assert write_voc(folder, {"train": 1}, WORLD_1) == folder
+    assert write_voc(folder, {"train": 1}, World()) == folder
     with pytest.raises(ValueError, match=r"version is 1 there and 2 here.*: move or delete it"):
         write_voc(folder, {"train": 1})
     (folder / "minivoc.json").write_text("{")
     with pytest.raises(ValueError, match=r"its minivoc.json is damaged"):
-        write_voc(folder, {"train": 1}, WORLD_1)
+        write_voc(folder, {"train": 1}, World())

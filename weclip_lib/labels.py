@@ -196,7 +196,7 @@ COCO_PROMPTS = {
 }
 COCO_BACKGROUNDS = tuple(name for name in VOC_BACKGROUNDS if name not in ("keyboard", "sign"))
 
-MINIVOC_CLASSES = (  # VOC's, in words of a small vocabulary
+MINIVOC_2_CLASSES = (  # VOC's, in words of a small vocabulary
     "aeroplane",
     "bicycle",
     "bird",
@@ -218,7 +218,7 @@ MINIVOC_CLASSES = (  # VOC's, in words of a small vocabulary
     "train",
     "tv",
 )
-MINIVOC_1_CLASSES = (  # of version 1
+MINIVOC_CLASSES = (  # of version 1
     "aeroplane",
     "bird",
     "boat",
@@ -236,5 +236,5 @@ MINIVOC_BACKGROUNDS = ("grass", "sky", "water", "road", "wall", "sand", "snow", 
 
 VOC = LabelSet("VOC 2012", VOC_CLASSES, VOC_BACKGROUNDS, VOC_PROMPTS)
 COCO = LabelSet("COCO 2014", COCO_CLASSES, COCO_BACKGROUNDS, COCO_PROMPTS)
+MINIVOC_2 = LabelSet("MiniVOC 2", MINIVOC_2_CLASSES, MINIVOC_BACKGROUNDS)
 MINIVOC = LabelSet("MiniVOC", MINIVOC_CLASSES, MINIVOC_BACKGROUNDS)
-MINIVOC_1 = LabelSet("MiniVOC 1", MINIVOC_1_CLASSES, MINIVOC_BACKGROUNDS)

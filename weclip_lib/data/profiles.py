@@ -16,13 +16,13 @@ from weclip_lib.config import (
     in_range,
     one_of,
 )
-from weclip_lib.labels import COCO, MINIVOC, MINIVOC_1, VOC, LabelSet
+from weclip_lib.labels import COCO, MINIVOC_2, MINIVOC, VOC, LabelSet
 from weclip_lib.storage.provenance import ROOT
-from weclip_lib.world.settings import WORLD_1, World
+from weclip_lib.world.settings import WORLD_2, World
 
 DATA = ROOT / "data"
-DRAWN_LABELS = {1: MINIVOC_1, 2: MINIVOC}  # by version of MiniVOC
-DRAWN_PROFILES = {1: "mini-v1", 2: "mini"}
+DRAWN_LABELS = {1: MINIVOC, 2: MINIVOC_2}  # by version of MiniVOC
+DRAWN_PROFILES = {1: "mini", 2: "mini-2"}
 
 
 def check_scales(scales: Sequence[float]) -> None:
@@ -106,8 +106,8 @@ PROFILES = {
         drawn=(16, 6, 6),
     ),
     "mini": _MINI,
-    "mini-v1": replace(  # the first world and its weights
-        _MINI, name="mini-v1", labels=MINIVOC_1, weights="miniclip-v1", world=WORLD_1
+    "mini-2": replace(  # the second world, and MiniCLIP trained on it as CLIP is
+        _MINI, name="mini-2", labels=MINIVOC_2, weights="miniclip-2", world=WORLD_2
     ),
     "voc": Profile(
         "voc",

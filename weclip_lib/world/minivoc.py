@@ -26,7 +26,7 @@ from weclip_lib.world.composition import USUAL_BACKGROUND as USUAL_BACKGROUND
 from weclip_lib.world.scene import TEMPLATES as TEMPLATES
 from weclip_lib.world.scene import Scene
 from weclip_lib.world.scene import with_article as with_article
-from weclip_lib.world.settings import WORLD_1, World
+from weclip_lib.world.settings import World
 
 DRAWING_VERSION = 1  # to be raised when the same seed and World give another picture than before
 SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}  # settings.Pretraining has other seeds
@@ -83,7 +83,7 @@ def _differences(record: Path, recipe: dict) -> str:
         return f"it has no {record.name}"
     try:
         drawn = json.loads(record.read_text())
-        before = asdict(WORLD_1) | drawn.pop("world") | drawn
+        before = asdict(World()) | drawn.pop("world") | drawn
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"its {record.name} is damaged"
     now = recipe["world"] | {name: recipe[name] for name in ("counts", "drawing")}

@@ -30,13 +30,13 @@ from tqdm import tqdm
 
 from weclip_lib.backbone import embed, run_block
 from weclip_lib.commands import Pretrain
-from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
+from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_2_CLASSES
 from weclip_lib.storage.files import whole, write_text
 from weclip_lib.storage.weights import MINICLIP_FOLDER, MINICLIP_STATISTICS, register_miniclip
 from weclip_lib.world.minivoc import SPLIT_SEEDS, TEMPLATES, draw, draw_many, with_article
 from weclip_lib.world.settings import MINICLIP_ROUNDS, Phase, Pretraining, World
 
-PHRASES = MINIVOC_CLASSES + MINIVOC_BACKGROUNDS
+PHRASES = MINIVOC_2_CLASSES + MINIVOC_BACKGROUNDS
 MEAN, STD = (255 * values[0] for values in MINICLIP_STATISTICS)  # of pixels in 0-255
 
 
@@ -135,7 +135,7 @@ def _prompts(rng: np.random.Generator) -> list[str]:
     """Write every class and background in a random template; classes may have an article."""
     prompts = []
     for phrase in PHRASES:
-        article = rng.random() < 0.5 and phrase in MINIVOC_CLASSES
+        article = rng.random() < 0.5 and phrase in MINIVOC_2_CLASSES
         noun = with_article(phrase) if article else phrase
         prompts.append(TEMPLATES[rng.integers(len(TEMPLATES))].format(noun))
     return prompts
@@ -260,12 +260,12 @@ def zero_shot_scores(
     classes' average precision over all pictures.
     """
     clip.eval()
-    names = tokenizer([TEMPLATES[0].format(name) for name in MINIVOC_CLASSES])
+    names = tokenizer([TEMPLATES[0].format(name) for name in MINIVOC_2_CLASSES])
     texts = F.normalize(clip.encode_text(names), dim=-1)
     batches = images.split(64)
     pooled = [encode_pooled(clip.visual, (b.float() - MEAN) / STD, stride=stride) for b in batches]
     scores = torch.cat(pooled, dim=1) @ texts.T
-    truth = told[:, : len(MINIVOC_CLASSES)]
+    truth = told[:, : len(MINIVOC_2_CLASSES)]
     single = truth.sum(1) == 1
     result = {}
     for name, table in zip(("class_token", "patch_mean"), scores, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from weclip_lib.labels import MINIVOC_1_CLASSES
+from weclip_lib.labels import MINIVOC_CLASSES
 from weclip_lib.world.outlines import CIRCLE, Part, box, ellipse, limb, polygon
 
 
@@ -202,7 +202,7 @@ def clutter(rng: np.random.Generator) -> list[Part]:
         return [(rng.uniform(0.4, 1.0, (3, 1)) * CIRCLE[[0, 7, 13]], 0)]
     if kind == 2:
         return [(box(-0.7, -0.6, 0.7, 0.6), 0), (box(-0.35, -0.3, 0.35, 0.3), 1)]
-    parts = SHAPES[MINIVOC_1_CLASSES[rng.integers(len(MINIVOC_1_CLASSES))]](rng)
+    parts = SHAPES[MINIVOC_CLASSES[rng.integers(len(MINIVOC_CLASSES))]](rng)
     points, role = parts[rng.integers(len(parts))]
     centred = points - (points.max(0) + points.min(0)) / 2
     return [(centred * 0.8 / np.abs(centred).max(), role)]
