@@ -1,7 +1,10 @@
 """The cost harness on a tiny case."""
 
+import json
 import time
+from dataclasses import asdict
 
+import pandas as pd
 import pytest
 import torch
 
@@ -78,6 +81,26 @@ def test_official_ratios_are_those_of_the_published_figures() -> None:
 
 def test_profile_names_operations() -> None:
     assert "aten::mm" in bench.step_profile(TINY)
+
+
+def test_the_command_writes_table_and_provenance(tmp_path, monkeypatch, capsys) -> None:
+    table = [{"part": part, "cpu_s": 1.0, "ratio": 2.0} for part in (BASE, STEP)]
+    monkeypatch.setattr(bench, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench, "official_ratios", lambda: {STEP: 5.0})
+    monkeypatch.setattr(bench, "machine_rates", lambda device, bf16: (100.0, 10.0))
+
+    def rows(case, *_, **__) -> list[dict]:
+        return [{**asdict(case), **row} for row in table]
+
+    monkeypatch.setattr(bench, "measure", rows)
+    monkeypatch.setattr(bench, "render_pages", lambda: None)
+    weclip(["bench", "--scaling"])
+    (path,) = (tmp_path / "bench").glob("*.csv")
+    found = pd.read_csv(path, dtype={"classes": str})
+    assert set(found["classes"]) == {"1", "2", "5", "10", "1 1 1 5"}
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert about["device"] == "cpu" and about["rates"]["gflop_s"] == 100
+    assert "classes 1 1 1 5" in capsys.readouterr().out
 
 
 def test_refuses_a_gpu_that_is_not_there(monkeypatch) -> None:

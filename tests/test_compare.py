@@ -339,6 +339,13 @@ def test_training_runs_are_listed_and_compared(tmp_path, monkeypatch, capsys) ->
     assert line.split()[:6] == ["b", "train", "voc", "0", "backbone=B,", "steps=8"]
     for path in (tmp_path / "b").glob("checkpoint-*/state.json"):
         path.unlink()
+    made = {"parameters": {"seed": 0}, "commit": "0123456789abcdef", "device": "a GPU"}
+    (tmp_path / "c/train.json").write_text(json.dumps(made))
+    (line,) = [line for line in said(capsys, "runs", ".").splitlines() if line.startswith("c ")]
+    assert re.search(r"a GPU +0123456789 ", line)
+    (tmp_path / "c/train.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"c/train.json cannot be read .*give its `weclip train`"):
+        weclip(["compare", "a", "c"])
     text = said(capsys, "compare", "a", "b")
     assert "No settings are recorded in b." in text
     assert "no seed in common: unknown here, 0 in the first run" in text

@@ -260,6 +260,9 @@ def test_scores_single_averaged_and_with_crf(trained, world, tmp_path, capsys) -
     assert len(per_class) == 13 and {"with CRF precision", "with CRF recall"} <= set(per_class)
     assert list(pd.read_csv(tmp_path / "confused.csv"))[:2] == ["class", "taken for"]
     assert (tmp_path / "confusion.png").stat().st_size > 5000
+    about = json.loads((tmp_path / "score.json").read_text())
+    assert about["parameters"]["decoder"] == str(trained) and "commit" in about
+    assert {"scales", "crf_iterations"} <= set(about["effective"])
     said = capsys.readouterr().out
     assert "with CRF" in said and f"split val of {world}: 2 pictures" in said
     assert "boundary miou" in said and "taken for" in said

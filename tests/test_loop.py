@@ -210,6 +210,10 @@ def test_killed_anywhere(world, tmp_path) -> None:
     weclip(["train", *given, str(killed)])
     for name in ("trained.safetensors", "curve.csv"):
         assert (tmp_path / "whole" / name).read_bytes() == (killed / name).read_bytes()
+    about = json.loads((killed / "train.json").read_text())
+    assert about["device"] == "cpu" and about["parameters"]["out"] == str(killed)
+    assert about["effective"]["steps"] == about["parameters"]["steps"]
+    assert "commit" in about
 
 
 def test_checkpoints_of_another_run_say_what_differs(backbone, world, tmp_path) -> None:

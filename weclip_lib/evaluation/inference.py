@@ -41,11 +41,13 @@ from weclip_lib.figures.plotting import colours, matrix, overlay
 from weclip_lib.storage.files import Unusable, check_writable, in_a_line, only_one
 from weclip_lib.storage.lists import Report, refuse
 from weclip_lib.storage.pictures import read_image, write_mask
+from weclip_lib.storage.provenance import write_provenance
 from weclip_lib.storage.tensors import load_weights, read_note, read_tensors
 
 READ_AHEAD = 4  # pictures that are decoded in advance
 BATCH_PIXELS = 2**22  # of all pictures in one batch
 FIGURE = "confusion.png"
+PROVENANCE = "score.json"
 MOST_CONFUSED = 10  # pairs of classes that `weclip score` prints
 NO_SEED = -1  # as in the tables of the notebooks
 GIVE = "give a trained.safetensors of `weclip train`"
@@ -278,7 +280,7 @@ def _inference(arguments: Predict | Score) -> Profile:
         get_profile("voc"), scales=tuple(about["scales"]), long_side=about["long_side"]
     )
     given = read_pairs(trained, arguments.s)
-    known = [name for name in effective(trained) if name in OF_INFERENCE or name[:4] == "crf_"]
+    known = _of_inference(trained)
     for name in given:
         if name not in known:
             raise ValueError(f"{name} has no effect on inference: choose of {', '.join(known)}")
@@ -286,6 +288,12 @@ def _inference(arguments: Predict | Score) -> Profile:
     if unused and not getattr(arguments, "crf", True):
         raise ValueError(f"{unused[0]} has no effect without --crf")
     return with_settings(trained, given)
+
+
+def _of_inference(setting: Profile) -> dict[str, object]:
+    """Return the settings of inference, with their values."""
+    found = effective(setting).items()
+    return {name: v for name, v in found if name in OF_INFERENCE or name[:4] == "crf_"}
 
 
 def _loaded(arguments: Predict | Score) -> Segmenter:
@@ -315,7 +323,7 @@ def run_score(arguments: Score) -> None:
     dataset = MaskedImages(folder, arguments.split, setting.labels, limit=arguments.pictures)
     check_writable(arguments.out)
     written = Written(arguments.out)
-    for name in (*KEYS, FIGURE, f"scores{SUFFIX}"):
+    for name in (*KEYS, FIGURE, f"scores{SUFFIX}", PROVENANCE):
         written.check(arguments.out / name)
     segmenter = _loaded(arguments)
     found = count_decoders(
@@ -329,6 +337,9 @@ def run_score(arguments: Score) -> None:
     )["it"]
     counted = dict(zip(KINDS, found, strict=True))
     _write_scores(written, counted, ("background", *classes), arguments.split)
+    with written.whole(arguments.out / PROVENANCE) as partial:
+        used = _of_inference(_inference(arguments))
+        write_provenance(partial, "score", asdict(arguments), segmenter.device, effective=used)
     sys.stdout.write(f"split {arguments.split} of {folder}: {len(dataset)} pictures\n\n")
     tables = score_tables(counted, ("background", *classes), arguments.split)
     for name, rows in (("per_class.csv", None), ("confused.csv", MOST_CONFUSED), (SCORES, None)):

@@ -4,6 +4,7 @@ Only functions that need torch import it; the check for an up-to-date run works 
 """
 
 import ast
+import json
 import os
 import platform
 import random
@@ -15,6 +16,8 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from weclip_lib.storage.files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -149,3 +152,18 @@ def provenance(device: "torch.device") -> dict:
         "threads": torch.get_num_threads(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def write_provenance(
+    path: Path, run: str, parameters: dict, device: "torch.device", **more: object
+) -> dict:
+    """Write parameters, commit, versions and the device used as JSON; return them.
+
+    Args:
+        run: Name of the notebook or the command.
+        parameters: What somebody set; paths are written as text.
+    """
+    about = {"notebook": run, "parameters": parameters, **provenance(device), **more}
+    text = json.dumps(about, indent=1, sort_keys=True, default=str)
+    write_text(path, text + "\n")
+    return about

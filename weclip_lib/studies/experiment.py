@@ -22,7 +22,7 @@ from weclip_lib.data.profiles import Profile, get_profile, official
 from weclip_lib.data.settings import as_text, effective, with_settings
 from weclip_lib.evaluation.kept import SUFFIX, Row, write_counts
 from weclip_lib.evaluation.quality import ImageCounts
-from weclip_lib.storage.provenance import ROOT, seed_everything
+from weclip_lib.storage.provenance import ROOT, seed_everything, write_provenance
 from weclip_lib.studies.parameters import (
     NOTEBOOKS,
     about,
@@ -30,7 +30,7 @@ from weclip_lib.studies.parameters import (
     declared_parameters,
     injected,
 )
-from weclip_lib.studies.results import output_folder, write_provenance, write_table
+from weclip_lib.studies.results import output_folder, write_table
 from weclip_lib.studies.study import Study
 
 PLACES = ("out_dir", "work_dir")  # parameters that no result depends on
@@ -95,7 +95,7 @@ class Experiment:
             names = ("background", *self.setting.labels.classes)
             write_counts(self.out / f"{self.notebook}{SUFFIX}", rows, names)
         written = write_provenance(
-            self.out,
+            self.out / f"{self.notebook}.json",
             self.notebook,
             self.parameters,
             self.device,

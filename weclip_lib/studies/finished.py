@@ -92,16 +92,7 @@ def read_run(folder: Path, name: str) -> Finished:
             raise ValueError(f"it is of {about['notebook']}")
         parameters = dict(_names(about["parameters"]))
         settings = _names(parameters.pop("settings", {}))
-        run = {key: value for key, value in about.items() if key not in APART}
-        if run.get("commit"):
-            run["commit"] = run["commit"][:10] + " (changed)" * (about.get("clean") is False)
-        facts = _grouped(
-            given=settings,
-            effective=_names(about.get("effective", {})),
-            parameter=parameters,
-            run=run,
-            version=_names(about.get("versions", {})),
-        )
+        facts = _grouped(given=settings, parameter=parameters, **_made_by(about))
         order = [_without(settings, variant) for variant in about.get("order", [])]
         when = written_at(path)
         if "finished" in about:
@@ -109,6 +100,24 @@ def read_run(folder: Path, name: str) -> Finished:
     usual = _defaults(name)
     chosen = {key: v for key, v in parameters.items() if key not in usual or usual[key] != v}
     return Finished(facts, settings | chosen, _read_table(table, settings), order, when)
+
+
+def _made_by(about: dict) -> dict[str, dict]:
+    """Return what a run's provenance says, in groups: settings in effect, the run, versions."""
+    run = {key: value for key, value in about.items() if key not in APART}
+    if run.get("commit"):
+        run["commit"] = run["commit"][:10] + " (changed)" * (about.get("clean") is False)
+    effective, versions = (_names(about.get(key, {})) for key in ("effective", "versions"))
+    return {"effective": effective, "run": run, "version": versions}
+
+
+def _of_command(path: Path, command: str) -> dict[str, dict]:
+    """Read the provenance of a command's run; nothing if it is from before there was one."""
+    if not path.exists():
+        return {}
+    with reading(path, f"give its `weclip {command}` again"):
+        about = _names(json.loads(path.read_bytes()))
+        return {"parameter": _names(about["parameters"]), **_made_by(about)}
 
 
 def _all_there(*files: Path, remedy: str) -> None:
@@ -202,11 +211,12 @@ def _read_training(folder: Path) -> Finished:
         )
         table = _checked(table[list(SCHEMAS[""])])
     chosen = {name: note[name] for name in ("backbone", "steps") if name in note}
-    return Finished(_grouped(note=note, setting=settings), chosen, table, [], written_at(path))
+    facts = _grouped(note=note, setting=settings, **_of_command(folder / "train.json", TRAIN))
+    return Finished(facts, chosen, table, [], written_at(path))
 
 
 def _read_scores(folder: Path) -> Finished:
-    """Read what `weclip score` wrote; it records neither settings nor a seed."""
+    """Read what `weclip score` wrote; it has no seed."""
     path, metrics = folder / "scores.csv", ["miou", "pixel accuracy"]
     with reading(path, "give its `weclip score` again"):
         table = pd.read_csv(path).melt(["prediction", "split", "pictures"], metrics, "metric")
@@ -214,4 +224,5 @@ def _read_scores(folder: Path) -> Finished:
         table = table.assign(unit="percent", seed=UNKNOWN_SEED, profile="")
         table = _checked(table[list(SCHEMAS[""])])
         chosen = {"split": table["split"].iloc[0], "pictures": int(table["n_images"].iloc[0])}
-    return Finished({}, chosen, table, list(table["variant"].unique()), written_at(path))
+    facts = _grouped(**_of_command(folder / "score.json", SCORE))
+    return Finished(facts, chosen, table, list(table["variant"].unique()), written_at(path))

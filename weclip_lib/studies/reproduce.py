@@ -188,9 +188,9 @@ def count_stages(study: Study, model: WeCLIP, images: MaskedImages) -> dict[str,
 
 
 def differences(setting: Profile) -> pd.DataFrame:
-    """List the settings that differ from the published run of the data set."""
+    """List the settings that differ from preset `official`, with the budget of the profile."""
     theirs = effective(official(get_profile(setting.name)))
     ours = effective(setting)
     names = [name for name in theirs if ours[name] != theirs[name]]
     rows = [(name, str(ours[name]), str(theirs[name])) for name in names]
-    return pd.DataFrame(rows, columns=["setting", "here", "official code"])
+    return pd.DataFrame(rows, columns=["setting", "here", "official preset"])

@@ -19,7 +19,7 @@ from weclip_lib.config import one_of
 from weclip_lib.data.profiles import get_profile
 from weclip_lib.data.settings import as_text
 from weclip_lib.storage.files import check_writable, reading, whole, write_text
-from weclip_lib.storage.provenance import RESULTS, ROOT, outside_results, provenance
+from weclip_lib.storage.provenance import RESULTS, ROOT, outside_results
 from weclip_lib.studies.parameters import declared_parameters
 from weclip_lib.studies.records import file_hash, read_record
 from weclip_lib.studies.runner import PRESETS
@@ -92,15 +92,6 @@ def write_table(
         text["variant"] += f" [{as_text(settings)}]"
     write_text(folder / name, text.to_csv(index=False, lineterminator="\n"))
     return table
-
-
-def write_provenance(
-    folder: Path, notebook: str, parameters: dict, device: torch.device, **more: object
-) -> dict:
-    """Write `<notebook>.json`: parameters, commit, versions, the device used; return it."""
-    about = {"notebook": notebook, "parameters": parameters, **provenance(device), **more}
-    write_text(folder / f"{notebook}.json", json.dumps(about, indent=1, sort_keys=True) + "\n")
-    return about
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

@@ -41,8 +41,9 @@ from weclip_lib.evaluation.scores import predict
 from weclip_lib.labels import VOC
 from weclip_lib.model import WeCLIP
 from weclip_lib.storage.files import write_text
+from weclip_lib.storage.provenance import write_provenance
 from weclip_lib.storage.weights import untrained
-from weclip_lib.studies.results import RESULTS, render_pages, write_provenance
+from weclip_lib.studies.results import RESULTS, render_pages
 from weclip_lib.training.loop import build_optimizer
 
 BASE, STEP = "frozen blocks but the last", "whole step"
@@ -375,7 +376,8 @@ def run(arguments: commands.Bench) -> None:
     table.insert(table.columns.get_loc("ratio") + 1, "official_ratio", published)
     folder, name = RESULTS / "bench", machine_name(arguments.device)
     about = {"gflop_s": rates[False][0], "gflop_s_bf16": rates[True][0], "gbyte_s": rates[False][1]}
-    write_provenance(folder, name, asdict(arguments), rates=about)
+    device = torch.device(arguments.device)
+    write_provenance(folder / f"{name}.json", name, asdict(arguments), device, rates=about)
     write_text(folder / f"{name}.csv", table.round(3).to_csv(index=False, lineterminator="\n"))
     render_pages()
     about_case = list(asdict(step))

@@ -21,13 +21,18 @@ from weclip_lib.commands import Train
 from weclip_lib.config import Budget
 from weclip_lib.data.datasets import LabelledImages, MaskedImages, open_profile
 from weclip_lib.data.profiles import Profile, get_profile
-from weclip_lib.data.settings import read_pairs
+from weclip_lib.data.settings import effective, read_pairs
 from weclip_lib.evaluation.plan import refuse_data_set
 from weclip_lib.evaluation.scores import score_decoders
 from weclip_lib.model import WeCLIP
 from weclip_lib.ops.metrics import scores
 from weclip_lib.storage.files import check_writable, locked, only_one, whole, write_text
-from weclip_lib.storage.provenance import outside_results, seed_everything, source_hash
+from weclip_lib.storage.provenance import (
+    outside_results,
+    seed_everything,
+    source_hash,
+    write_provenance,
+)
 from weclip_lib.storage.tensors import load_weights, read_note, read_tensors, save_weights
 from weclip_lib.training.checkpoints import checkpoints
 from weclip_lib.training.distributed import Group, joined
@@ -193,6 +198,9 @@ def _run(chosen: Train, group: Group) -> None:
     )
     if group.is_first:
         save_weights(model.decoder, finished, note)
+        told = {"effective": effective(setting)}
+        device = torch.device(group.device)
+        write_provenance(chosen.out / "train.json", "train", asdict(chosen), device, **told)
         tqdm.write(f"wrote {finished}", file=sys.stderr)
 
 
