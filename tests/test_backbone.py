@@ -110,11 +110,11 @@ def test_damaged_weights_and_the_remedy(file, tmp_path, monkeypatch) -> None:
     folder = tmp_path / "data" / "miniclip"
     folder.mkdir(parents=True)
     for name in ("MiniCLIP.safetensors", "card.json"):
-        (folder / name).write_bytes((sources.MINICLIP_FOLDER / name).read_bytes())
+        (folder / name).write_bytes((sources.MINICLIPS["miniclip"] / name).read_bytes())
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "-m", "ship")
-    monkeypatch.setattr(sources, "MINICLIP_FOLDER", folder)
+    monkeypatch.setitem(sources.MINICLIPS, "miniclip", folder)
     content = (folder / file).read_bytes()
     for damaged in (None, b"", content[:-1000], b"[1, 2]", b"{}", bytes(len(content))):
         (folder / file).unlink()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from weclip_lib.backbone import load_backbone
-from weclip_lib.storage.weights import MINICLIP_FOLDER
+from weclip_lib.storage.weights import MINICLIPS
 from weclip_lib.world.pretrain import (
     encode_pooled,
     export,
@@ -20,7 +20,7 @@ from weclip_lib.world.pretrain import (
     train,
     vocabulary,
 )
-from weclip_lib.world.settings import MINICLIP_ROUNDS, Phase, Pretraining, World
+from weclip_lib.world.settings import MINICLIP_RECIPE, WORLD_2, Phase, Pretraining, World
 
 TINY = Pretraining(
     seed=1000,
@@ -94,7 +94,7 @@ def test_average_precision_by_hand() -> None:
 
 
 def test_schedule() -> None:
-    recipe = replace(MINICLIP_ROUNDS[0], warmup=10)
+    recipe = replace(MINICLIP_RECIPE, warmup=10)
     assert learning_rate_factor(0, recipe) == pytest.approx(0.1)
     assert learning_rate_factor(50, recipe) == 1
     assert learning_rate_factor(recipe.steps - 1, recipe) == pytest.approx(1 / recipe.decay)

@@ -18,7 +18,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from weclip_lib.config import one_of
-from weclip_lib.storage.weights import load_pretrained, miniclip_weights, refusal
+from weclip_lib.storage.weights import MINICLIPS, load_pretrained, miniclip_weights, refusal
 
 BREAKS = str.maketrans(".,;:!?", "      ")  # between the words of a prompt
 # Differs: CLIP was trained with its own statistics, but the official WeCLIP uses these
@@ -257,7 +257,7 @@ def load_backbone(name: str, weights: str | Path, statistics: str = "own") -> Ba
     Args:
         name: An open_clip model configuration, such as `ViT-B-16-quickgelu` or `MiniCLIP`.
         weights: A tag of open_clip (`openai`), a local file, a checkpoint folder of open_clip, or
-            `miniclip` for the weights that come with this library.
+            a tag of the weights that come with this library (`storage.weights.MINICLIPS`).
         statistics: Pixels are normalised with these: `own` (from the training) or `imagenet`.
 
     Raises:
@@ -269,8 +269,8 @@ def load_backbone(name: str, weights: str | Path, statistics: str = "own") -> Ba
     if problem := refusal(name):
         raise ValueError(problem)
     vocabulary = None
-    if weights == "miniclip":
-        weights, vocabulary = miniclip_weights()
+    if weights in MINICLIPS:
+        weights, vocabulary = miniclip_weights(weights)
     clip, own = load_pretrained(name, weights)
     if statistics == "imagenet":
         own = IMAGENET_STATISTICS

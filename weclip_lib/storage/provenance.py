@@ -117,8 +117,8 @@ def source_hash(*modules: str, package: Path = PACKAGE) -> str:
 
 
 def library_hash() -> str:
-    """Return a hash of the library's source and of MiniCLIP's weights."""
-    return tree_hash(ROOT / "weclip_lib", *sorted((ROOT / "data" / "miniclip").iterdir()))
+    """Return a hash of the library's source and of the weights of every MiniCLIP."""
+    return tree_hash(ROOT / "weclip_lib", *sorted((ROOT / "data").glob("miniclip*/*")))
 
 
 def _git(*arguments: str) -> str | None:

@@ -17,7 +17,8 @@ from weclip_lib.storage.archive import OPENAI_NUMBERS
 from weclip_lib.storage.files import in_a_line, reading
 from weclip_lib.storage.tensors import load_weights, read_tensors
 
-MINICLIP_FOLDER = Path(__file__).resolve().parents[2] / "data" / "miniclip"
+DATA = Path(__file__).resolve().parents[2] / "data"
+MINICLIPS = {tag: DATA / tag for tag in ("miniclip", "miniclip-2")}  # of MiniVOC 1 and 2
 IN_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # names of open_clip
 MINICLIP_STATISTICS = ((0.5,) * 3, (64 / 255,) * 3)
 NOTHING_LOADED = "No pretrained weights loaded"  # a warning of open_clip; weights follow here
@@ -28,7 +29,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std) by chann
 @cache
 def register_miniclip() -> None:
     """Register MiniCLIP with open_clip, by the configuration in the repository."""
-    open_clip.add_model_config(MINICLIP_FOLDER / "MiniCLIP.json")
+    open_clip.add_model_config(MINICLIPS["miniclip"] / "MiniCLIP.json")
 
 
 def refusal(name: str) -> str | None:
@@ -73,16 +74,20 @@ def _says_something(record: logging.LogRecord) -> bool:
     return NOTHING_LOADED not in record.getMessage()
 
 
-def miniclip_weights() -> tuple[Path, frozenset[str]]:
+def miniclip_weights(tag: str) -> tuple[Path, frozenset[str]]:
     """Check the repository's weights; return their path and the words of their training captions.
+
+    Args:
+        tag: One of `MINICLIPS`.
 
     Raises:
         FileNotFoundError: If the weights, or the card that describes them, are not there.
         ValueError: If the card cannot be read, or the weights are not those that it describes.
     """
-    root, place = MINICLIP_FOLDER.parents[1], "/".join(MINICLIP_FOLDER.parts[-2:])
+    folder = MINICLIPS[tag]
+    root, place = folder.parents[1], "/".join(folder.parts[-2:])
     remedy = f"restore it with `git checkout -- {place}` in {root}"
-    path, card = MINICLIP_FOLDER / "MiniCLIP.safetensors", MINICLIP_FOLDER / "card.json"
+    path, card = folder / "MiniCLIP.safetensors", folder / "card.json"
     for needed in (path, card):
         if not needed.exists():
             raise FileNotFoundError(f"{needed} is missing: {remedy}")
@@ -171,7 +176,7 @@ def _by_tag(name: str, tag: str) -> nn.Module:
     if tag not in tags:
         raise ValueError(
             f"weights {tag!r} are neither a file nor a tag of {name}: "
-            f"give a path, or one of {', '.join(tags) or 'miniclip'}"
+            f"give a path, or one of {', '.join(tags or MINICLIPS)}"
         )
     _check_activation(name, f"weights {tag!r}", quick=_quick(name, tag))
     try:

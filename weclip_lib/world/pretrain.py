@@ -32,9 +32,9 @@ from weclip_lib.backbone import embed, run_block
 from weclip_lib.commands import Pretrain
 from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_2_CLASSES
 from weclip_lib.storage.files import whole, write_text
-from weclip_lib.storage.weights import MINICLIP_FOLDER, MINICLIP_STATISTICS, register_miniclip
+from weclip_lib.storage.weights import MINICLIP_STATISTICS, MINICLIPS, register_miniclip
 from weclip_lib.world.minivoc import SPLIT_SEEDS, TEMPLATES, draw, draw_many, with_article
-from weclip_lib.world.settings import MINICLIP_ROUNDS, Phase, Pretraining, World
+from weclip_lib.world.settings import MINICLIP_RECIPE, WORLD_2, Phase, Pretraining, World
 
 PHRASES = MINIVOC_2_CLASSES + MINIVOC_BACKGROUNDS
 MEAN, STD = (255 * values[0] for values in MINICLIP_STATISTICS)  # of pixels in 0-255
@@ -467,7 +467,7 @@ def export(clip: nn.Module, folder: Path, card: dict) -> None:
 def run(arguments: Pretrain) -> None:
     """Run `weclip pretrain`."""
     register_miniclip()
-    world = World()
+    recipe, world = MINICLIP_RECIPE, WORLD_2
     tokenizer = open_clip.get_tokenizer("MiniCLIP")
     scenes = list(draw_many(SPLIT_SEEDS["val"], range(250), world))
     images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
@@ -476,26 +476,16 @@ def run(arguments: Pretrain) -> None:
     def evaluate(clip: nn.Module, stride: int) -> dict[str, float]:
         return zero_shot_scores(clip, tokenizer, images, told.float(), stride=stride)
 
-    torch.manual_seed(MINICLIP_ROUNDS[0].seed)
+    torch.manual_seed(recipe.seed)
     clip = open_clip.create_model("MiniCLIP", load_weights=False)
-    log = []
-    for number, recipe in enumerate(MINICLIP_ROUNDS, start=1):
-        folder = arguments.work / f"round-{number}"
-        clip = train(
-            clip,
-            recipe,
-            world,
-            folder,
-            evaluate,
-            processes=arguments.processes,
-            compile_blocks=arguments.compile,
-        )
-        log += [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    how = {"processes": arguments.processes, "compile_blocks": arguments.compile}
+    clip = train(clip, recipe, world, arguments.work, evaluate, **how)
+    log = [json.loads(line) for line in (arguments.work / "log.jsonl").read_text().splitlines()]
     card = {
-        "rounds": [asdict(recipe) for recipe in MINICLIP_ROUNDS],
+        "recipe": asdict(recipe),
         "world": asdict(world),
-        "samples": sum(samples_before(recipe.steps, recipe) for recipe in MINICLIP_ROUNDS),
+        "samples": samples_before(recipe.steps, recipe),
         "time": f"{sum(entry['seconds'] for entry in log) // 60} min on {os.cpu_count()} cores",
         "val": evaluate(clip, 1),
     }
-    export(clip, arguments.out or MINICLIP_FOLDER, card)
+    export(clip, arguments.out or MINICLIPS["miniclip-2"], card)
