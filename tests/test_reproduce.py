@@ -103,6 +103,32 @@ def test_what_differs_from_the_published_code() -> None:
     assert reproduce.differences(official(voc)).empty
     found = reproduce.differences(with_settings(official(voc), {"box_threshold": 0.5}))
     assert found.values.tolist() == [["box_threshold", "0.5", "0.4"]]
+    mini = reproduce.differences(official(get_profile("mini"))).set_index("setting")
+    assert mini.loc["steps"].tolist() == ["160", "30000"]
+    assert {"backbone", "crop", "dim", "rfm_layers"} <= set(mini.index)
+
+
+def test_published_scores_stand_beside_those_of_the_same_kind() -> None:
+    rows = [
+        ("decoder", "val", "miou", 50.0),
+        ("decoder", "val", "miou multi-scale", 60.0),
+        ("decoder", "val", "miou multi-scale", 62.0),
+        ("decoder", "val", "miou with CRF", 64.0),
+        ("+ PAR (static labels)", "train", "miou", 70.0),
+    ]
+    table = pd.DataFrame(rows, columns=["variant", "split", "metric", "value"])
+    kinds = [
+        ("decoder", "val", ""),
+        ("decoder, RFM", "val", "no"),
+        ("decoder, RFM", "val", "yes"),
+        ("decoder, RFM", "test", "yes"),
+        ("static labels", "train", "yes"),
+    ]
+    others = pd.DataFrame(kinds, columns=["what", "split", "crf"])
+    others = others.assign(figure="1", method="m", read="source", source="s")
+    found = reproduce.beside(table, others)
+    assert found["here"].tolist() == ["61.0 ± 1.4", "64.0", "70.0", "", ""]
+    assert found["what"].tolist()[-2:] == ["decoder", "decoder, RFM"]
 
 
 def test_missing_data_are_fetched_or_refused(tmp_path, monkeypatch) -> None:
@@ -135,14 +161,15 @@ def test_too_little_is_said_before_training(
     given |= {"out_dir": str(tmp_path / "out"), "work_dir": str(tmp_path), "pictures": 4}
     begun = replace(begin(NOTEBOOK.stem, given), data=smoke_study.folder)
     study = begun.study()
+    staged = study.masked("train", 4)
     if spoil == "disk":
         usage = reproduce.shutil.disk_usage(tmp_path)
         monkeypatch.setattr(reproduce.shutil, "disk_usage", lambda _: usage._replace(free=10))
     else:
         monkeypatch.setattr(reproduce, "_memory", lambda _: (10, 9))
     with pytest.raises(ValueError, match=message):
-        reproduce.estimate(begun, study, Variant("decoder"), staged=4)
+        reproduce.estimate(begun, study, Variant("decoder"), staged)
     monkeypatch.undo()
-    table = reproduce.estimate(begun, study, Variant("decoder"), staged=4).set_index("what")
+    table = reproduce.estimate(begun, study, Variant("decoder"), staged).set_index("what")
     hours = table[table["unit"] == "h"]["value"]
     assert (hours > 0).all() and hours["all of it"] == pytest.approx(hours.drop("all of it").sum())

@@ -230,7 +230,7 @@ def test_every_figure_of_others_is_finite_and_says_where_it_is_from() -> None:
     assert np.isfinite(table["figure"].astype(float)).all()
     for column in ("result", "what", "method", "unit", "source"):
         assert table[column].str.strip().all(), column
-    assert set(table["read"]) == {"source", "reported", "measured"}
+    assert set(table["read"]) == {"source", "reported", "measured", "derived"}
     assert set(table["crf"]) == {"yes", "no", ""}
     scores = table["unit"].str.startswith("mIoU")
     assert set(table.loc[scores, "dataset"]) == {"VOC", "COCO"}

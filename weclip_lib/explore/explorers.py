@@ -187,18 +187,18 @@ class CamExplorer(PictureExplorer):
         tags = f"tags: {', '.join(shown.tags)}" if shown.tags else "no tags known"
         self.panels["picture"].show(panels.scaled(pixels), f"{shown.name}, {tags}")
         score = f"{word}: probability {found.probabilities[number]:.2g}"
-        self.panels["cam"].show(panels.heat(found.cam[number].numpy(), pixels), score)
+        self.panels["cam"].show(panels.heat(found.cam[number].cpu().numpy(), pixels), score)
         part = found.boxes[number].float().mean()
-        boxed = panels.boxes(pixels, found.boxes[number].numpy())
+        boxed = panels.boxes(pixels, found.boxes[number].cpu().numpy())
         self.panels["boxes"].show(boxed, f"{100 * part:.0f} % of the patches")
-        self.panels["refined"].show(panels.heat(found.refined[number].numpy(), pixels))
+        self.panels["refined"].show(panels.heat(found.refined[number].cpu().numpy(), pixels))
         share = found.smooth[1 + number] / found.smooth.sum(dim=0)
         top = float(share.max())
-        smooth = panels.heat((share / max(top, 1e-12)).numpy(), pixels)
+        smooth = panels.heat((share / max(top, 1e-12)).cpu().numpy(), pixels)
         self.panels["par"].show(smooth, f"share of {word} among all maps, up to {top:.2f}")
         iou = self.pipeline.word_iou(shown, chosen, found.label)
         scored = ", ".join(f"{name} {value:.1f} %" for name, value in iou.items())
-        label = panels.label_map(found.label.numpy(), table, pixels)
+        label = panels.label_map(found.label.cpu().numpy(), table, pixels)
         self.panels["label"].show(label, f"IoU: {scored}" if scored else "no mask to judge it by")
         if shown.mask is None:
             self.panels["truth"].hide()
@@ -291,7 +291,7 @@ class AffinityExplorer(PictureExplorer):
             others = values.flatten().clone()
             others[patch] = 0  # the patch itself would outshine the rest
             top, place = others.max(dim=0)
-            spread = (values / top.clamp(min=1e-12)).clamp(max=1).numpy()
+            spread = (values / top.clamp(min=1e-12)).clamp(max=1).cpu().numpy()
             y, x = divmod(int(place), grid[1])
             picture = panels.heat(spread, shown.pixels, smooth=False)
             picture = panels.crosshair(picture, cell, grid)

@@ -33,6 +33,15 @@ from weclip_lib.training.loop import RunOptions, train_decoder
 
 SOURCES = {"voc": ("voc", "sbd"), "coco": ("coco",)}  # what a profile's data set is fetched from
 STAGES = ("initial CAM", "+ affinity", "+ PAR (static labels)", "labels of the RFM")
+STAGED = {"voc": "train"}  # the split of published stages; others: the one to train on
+PUBLISHED = {  # of our variants, in results/published.csv
+    "initial CAM": "initial CAM",
+    "+ affinity": "+ affinity",
+    "+ PAR (static labels)": "static labels",
+    "labels of the RFM": "labels of the RFM",
+    "decoder": "decoder, RFM",
+}
+CRF = {"yes": "miou with CRF"}  # of a decoder's row; without: several scales
 TRIED_STEPS = 3  # measured for the estimate
 TRIED_PICTURES = 2
 
@@ -66,12 +75,12 @@ def prepared_data(profile: Profile, data_dir: str, *, fetch: bool) -> Path:
 
 
 def estimate(
-    experiment: Experiment, study: Study, variant: Variant, *, staged: int
+    experiment: Experiment, study: Study, variant: Variant, staged: MaskedImages
 ) -> pd.DataFrame:
     """Measure a few steps and pictures, and estimate time, disk and memory of the whole run.
 
     Args:
-        staged: Training pictures whose stages are scored.
+        staged: Pictures whose stages are scored.
 
     Returns:
         One row each for training, stages, inference, disk and memory: `what`, `value`, `unit`.
@@ -79,12 +88,12 @@ def estimate(
     Raises:
         ValueError: If disk or memory are too small.
     """
-    step = _step_seconds(experiment, study, variant)
-    scored = study.masked(study.setting.scored_splits[0], TRIED_PICTURES)
+    step, splits = _step_seconds(experiment, study, variant), study.setting.scored_splits
+    scored = study.masked(splits[0], TRIED_PICTURES)
     picture = _seconds(lambda: count_decoder(study, study.model(variant), scored)) / len(scored)
-    train = study.masked(study.setting.train_split, TRIED_PICTURES)
-    stage = _seconds(lambda: count_stages(study, study.model(variant), train)) / len(train)
-    count = len(study.masked(study.setting.scored_splits[0], study.pictures))
+    few = study.masked(staged.split, TRIED_PICTURES)
+    stage = _seconds(lambda: count_stages(study, study.model(variant), few)) / len(few)
+    count = sum(len(study.masked(split, study.pictures)) for split in splits)
     budget = experiment.budget
     parameters = sum(p.numel() for p in study.model(variant).decoder.parameters())
     disk = parameters * 4 * (3 * 3 + 2)  # three checkpoints with two moments; two finished files
@@ -102,7 +111,7 @@ def estimate(
         )
     hours = {
         "training": step * budget.steps * len(experiment.seeds),
-        f"stages of {staged} training pictures": stage * staged,
+        f"stages of {len(staged)} pictures": stage * len(staged),
         f"inference on {count} pictures, with CRF": picture * count * len(experiment.seeds),
     }
     rows = [(what, seconds / 3600, "h") for what, seconds in hours.items()]
@@ -188,9 +197,39 @@ def count_stages(study: Study, model: WeCLIP, images: MaskedImages) -> dict[str,
 
 
 def differences(setting: Profile) -> pd.DataFrame:
-    """List the settings that differ from preset `official`, with the budget of the profile."""
-    theirs = effective(official(get_profile(setting.name)))
-    ours = effective(setting)
-    names = [name for name in theirs if ours[name] != theirs[name]]
+    """List the settings that differ from the published run: on COCO, or else on VOC."""
+    published = official(get_profile("coco" if setting.name == "coco" else "voc"))
+    theirs, ours = effective(published), effective(setting)
+    names = [name for name in theirs if name in ours and ours[name] != theirs[name]]
     rows = [(name, str(ours[name]), str(theirs[name])) for name in names]
-    return pd.DataFrame(rows, columns=["setting", "here", "official preset"])
+    return pd.DataFrame(rows, columns=["setting", "here", "published run"])
+
+
+def beside(table: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Set the scores of a run beside published ones of the same stage, split and CRF.
+
+    A published decoder used several scales; where nothing is said of a CRF, there was none.
+
+    Args:
+        table: Scores of the run, as a notebook writes them.
+        published: Rows of results/published.csv on one data set.
+
+    Returns:
+        The published rows, with a column `here`; those with a score here come first.
+    """
+    rows = []
+    for row in published.itertuples():
+        decoder = row.what.startswith("decoder")
+        metric = CRF.get(row.crf, "miou multi-scale") if decoder else "miou"
+        mine = table[
+            (table["variant"].map(PUBLISHED) == row.what)
+            & (table["split"] == row.split)
+            & (table["metric"] == metric)
+        ]["value"]
+        spread = f" ± {mine.std():.1f}" if len(mine) > 1 else ""
+        here = f"{mine.mean():.1f}{spread}" if len(mine) else ""
+        told = (row.what, row.split, row.crf, here, row.figure, row.method, row.read, row.source)
+        rows.append(told)
+    columns = ["what", "split", "CRF", "here", "published", "method", "read", "source"]
+    found = pd.DataFrame(rows, columns=columns)
+    return found.sort_values("here", key=lambda here: here == "", kind="stable", ignore_index=True)

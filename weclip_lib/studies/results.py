@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from weclip_lib.commands import Publish
 from weclip_lib.config import one_of
@@ -34,7 +33,8 @@ DECIMALS = {"": 2, "_curve": 5, "_per_class": 2, "_cost": 1}
 MARKER = re.compile(r"(<!-- (table|published): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOT_OURS = (
     "None of these scores was measured here. `source`: read where those who measured it published "
-    "it. `reported`: told by others, or in a tracker. An empty `crf`: it is not said."
+    "it. `reported`: told by others, or in a tracker. `derived`: from other figures. An empty "
+    "`crf`: it is not said."
 )
 
 

@@ -152,16 +152,16 @@ class Run:
     weights: list[dict[str, Tensor]]  # of the decoder, by step
 
     def decoders(self, backbone: Backbone) -> dict[str, Decoder]:
-        """Build the decoder of every step, by name.
+        """Build the decoder of every step, by name, on the backbone's device.
 
         Raises:
             ValueError: If it belongs to another backbone.
         """
-        made = {}
+        made, device = {}, next(backbone.parameters()).device
         for step, state in zip(self.steps, self.weights, strict=True):
             decoder = described_decoder(self.note, backbone)
             load_weights(decoder, state, f"the run's step {step}")
-            made[f"step {step}"] = decoder.eval()
+            made[f"step {step}"] = decoder.to(device).eval()
         return made
 
 
