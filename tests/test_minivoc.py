@@ -24,7 +24,7 @@ from weclip_lib.world.minivoc import (
     draw_many,
     write_voc,
 )
-from weclip_lib.world.settings import CHANCES, MINICLIP_RECIPE, WORLD_2, World
+from weclip_lib.world.settings import CHANCES, MINICLIP_ROUNDS, WORLD_2, World
 from weclip_lib.world.shapes import SHAPES
 
 WORLDS = {"version 1": (World(), MINIVOC_CLASSES), "version 2": (WORLD_2, MINIVOC_2_CLASSES)}
@@ -61,7 +61,7 @@ def test_same_picture_whatever_the_process_count() -> None:
 
 
 def test_streams_are_disjoint() -> None:
-    seeds = [*SPLIT_SEEDS.values(), MINICLIP_RECIPE.seed]
+    seeds = [*SPLIT_SEEDS.values(), *{recipe.seed for recipe in MINICLIP_ROUNDS}]
     assert len(set(seeds)) == len(seeds)
     assert not np.array_equal(draw(seeds[0], 0).image, draw(seeds[1], 0).image)
 

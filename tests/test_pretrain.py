@@ -3,6 +3,7 @@ import math
 from copy import deepcopy
 from dataclasses import asdict, replace
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from weclip_lib.backbone import load_backbone
 from weclip_lib.storage.weights import MINICLIPS
 from weclip_lib.world.pretrain import (
+    PHRASES,
     encode_pooled,
     export,
     grow,
@@ -17,25 +19,25 @@ from weclip_lib.world.pretrain import (
     losses_of,
     mean_average_precision,
     samples_before,
+    step_losses,
     train,
     vocabulary,
 )
-from weclip_lib.world.settings import MINICLIP_RECIPE, WORLD_2, Phase, Pretraining, World
+from weclip_lib.world.settings import MINICLIP_ROUNDS, WORLD_2, Phase, Pretraining
 
 TINY = Pretraining(
     seed=1000,
+    world=replace(WORLD_2, size=48),
     pictures=12,
     shard=6,
     warmup=1,
     decay=2,
     phases=(
-        Phase(until=2, stride=2, size=40, kept=9, batch=6),
+        Phase(until=2, stride=2, size=40, kept=9, batch=6, pooling="mean"),
         Phase(until=4, stride=1, size=40, kept=16, batch=3),
     ),
     checkpoint_every=2,
 )
-WORLD = World(size=48)
-
 
 @pytest.fixture
 def clip():
@@ -49,14 +51,14 @@ def evaluate(clip, stride):
 
 def test_interrupted_training_ends_the_same(clip, tmp_path) -> None:
     other = deepcopy(clip)
-    one = train(clip, TINY, WORLD, tmp_path / "whole", evaluate).state_dict()
+    one = train(clip, TINY, tmp_path / "whole", evaluate).state_dict()
 
     def interrupt(clip, stride):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(other, TINY, WORLD, tmp_path / "parted", interrupt)
-    again = train(other, TINY, WORLD, tmp_path / "parted", evaluate).state_dict()
+        train(other, TINY, tmp_path / "parted", interrupt)
+    again = train(other, TINY, tmp_path / "parted", evaluate).state_dict()
     assert all(torch.equal(one[name], again[name]) for name in one)
     log = (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [2, 4]
@@ -79,10 +81,35 @@ def test_losses_by_hand(clip) -> None:
 
 
 def test_growing_keeps_what_the_model_computes(clip) -> None:
+    """And its last block, which Grad-CAM reads, is one that was trained."""
     images = torch.randn(2, 3, 40, 56)
     before = encode_pooled(clip.visual, images, stride=2)
+    blocks = clip.visual.transformer.resblocks
+    trained = blocks[10].mlp.c_proj.weight.clone()
     grow(clip.visual)
     torch.testing.assert_close(encode_pooled(clip.visual, images), before)
+    assert torch.equal(blocks[11].mlp.c_proj.weight, trained)
+    assert not blocks[10].mlp.c_proj.weight.any()
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+def test_one_embedding_a_picture(clip, pooling) -> None:
+    """The loss asks the class token or the mean patch, and nothing asks a single patch."""
+    stage = Phase(until=1, stride=2, size=40, kept=9, batch=2, pooling=pooling)
+    tokenizer = open_clip.get_tokenizer("MiniCLIP")
+    batch = torch.zeros(2, 3, 48, 48, dtype=torch.uint8), tokenizer(["a cat", "a dog"])
+    grads: list = []
+
+    def watch(_module, _given, tokens) -> None:
+        tokens.register_hook(grads.append)
+
+    norm = clip.visual.ln_post.register_forward_hook(watch)
+    told = torch.eye(2, len(PHRASES))
+    step_losses(clip, tokenizer, (*batch, told), stage, np.random.default_rng(0)).sum().backward()
+    norm.remove()
+    token, patches = grads[0][:, 0], grads[0][:, 1:]
+    assert token.any() == (pooling == "token") and patches.any() == (pooling == "mean")
+    assert torch.equal(patches, patches[:, :1].expand_as(patches))
 
 
 def test_average_precision_by_hand() -> None:
@@ -94,7 +121,7 @@ def test_average_precision_by_hand() -> None:
 
 
 def test_schedule() -> None:
-    recipe = replace(MINICLIP_RECIPE, warmup=10)
+    recipe = replace(MINICLIP_ROUNDS[-1], warmup=10)
     assert learning_rate_factor(0, recipe) == pytest.approx(0.1)
     assert learning_rate_factor(50, recipe) == 1
     assert learning_rate_factor(recipe.steps - 1, recipe) == pytest.approx(1 / recipe.decay)
@@ -107,7 +134,7 @@ def test_schedule() -> None:
 
 def test_export(clip, tmp_path) -> None:
     val = {f"{p}_{s}": 0.5 for p in ("class_token", "patch_mean") for s in ("accuracy", "mAP")}
-    about = {"rounds": [asdict(TINY)], "world": asdict(World()), "samples": 3, "time": "1 minute"}
+    about = {"rounds": [asdict(TINY)], "world": asdict(WORLD_2), "samples": 3, "time": "1 minute"}
     export(clip, tmp_path, {**about, "val": val})
     card = " ".join((tmp_path / "README.md").read_text().split())
     assert "3 samples of 12 pictures with the seeds 1000" in card
@@ -118,9 +145,14 @@ def test_export(clip, tmp_path) -> None:
 
 def test_what_ships_is_what_its_card_says() -> None:
     """The card's recipe and world are the code's; its weights load, and know its words."""
-    card = json.loads((MINICLIP_FOLDER / "card.json").read_text())
+    card = json.loads((MINICLIPS["miniclip-2"] / "card.json").read_text())
     assert card["rounds"] == json.loads(json.dumps([asdict(recipe) for recipe in MINICLIP_ROUNDS]))
-    assert card["world"] == json.loads(json.dumps(asdict(World())))
+    assert card["world"] == json.loads(json.dumps(asdict(WORLD_2)))
     assert card["samples"] == sum(samples_before(r.steps, r) for r in MINICLIP_ROUNDS)
     assert card["vocabulary"] == vocabulary()
-    assert load_backbone("MiniCLIP", "miniclip").vocabulary == set(vocabulary())
+    assert load_backbone("MiniCLIP", "miniclip-2").vocabulary == set(vocabulary())
+
+
+def test_the_first_weights_still_load() -> None:
+    card = json.loads((MINICLIPS["miniclip"] / "card.json").read_text())
+    assert load_backbone("MiniCLIP", "miniclip").vocabulary == set(card["vocabulary"])

@@ -34,7 +34,7 @@ from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_2_CLASSES
 from weclip_lib.storage.files import whole, write_text
 from weclip_lib.storage.weights import MINICLIP_STATISTICS, MINICLIPS, register_miniclip
 from weclip_lib.world.minivoc import SPLIT_SEEDS, TEMPLATES, draw, draw_many, with_article
-from weclip_lib.world.settings import MINICLIP_RECIPE, WORLD_2, Phase, Pretraining, World
+from weclip_lib.world.settings import MINICLIP_ROUNDS, WORLD_2, Phase, Pretraining, World
 
 PHRASES = MINIVOC_2_CLASSES + MINIVOC_BACKGROUNDS
 MEAN, STD = (255 * values[0] for values in MINICLIP_STATISTICS)  # of pixels in 0-255
@@ -72,7 +72,7 @@ def _draw_shard(path: Path, seed: int, start: int, stop: int, world: World) -> P
     return path
 
 
-def draw_pool(folder: Path, recipe: Pretraining, world: World, *, processes: int) -> list[Path]:
+def draw_pool(folder: Path, recipe: Pretraining, *, processes: int) -> list[Path]:
     """Draw the recipe's pictures before the training, in shards; existing shards are kept."""
     starts = range(0, recipe.pictures, recipe.shard)
     with ProcessPoolExecutor(processes) as pool:
@@ -83,7 +83,7 @@ def draw_pool(folder: Path, recipe: Pretraining, world: World, *, processes: int
                 recipe.seed,
                 start,
                 min(start + recipe.shard, recipe.pictures),
-                world,
+                recipe.world,
             )
             for start in starts
         ]
@@ -156,7 +156,7 @@ def encode_tokens(
     stride: int = 1,
     kept: Integer[Tensor, "batch kept"] | None = None,
     run: Callable = _run,
-) -> Float[Tensor, "batch token width"]:
+) -> Float[Tensor, "batch token channel"]:
     """Return the tokens before the projection: the class token, and the patches.
 
     Only every `stride`-th block runs.
@@ -205,14 +205,14 @@ def losses_of(
 
 @torch.no_grad()
 def grow(visual: nn.Module) -> None:
-    """Give every odd block the weights of the block before it, but outputs of zero.
+    """Move every even block one place on, and put a copy with outputs of zero before it.
 
-    A model trained on its even blocks still computes the same. Its training can go on with twice
-    as many blocks.
+    A model trained on its even blocks still computes the same, and its last block, where Grad-CAM
+    looks, is a trained one. Its training can go on with twice as many blocks.
     """
     blocks = visual.transformer.resblocks
-    for old, new in zip(blocks[::2], blocks[1::2], strict=True):
-        new.load_state_dict(old.state_dict())
+    for new, trained in zip(blocks[::2], blocks[1::2], strict=True):
+        trained.load_state_dict(new.state_dict())
         for last in (new.attn.out_proj, new.mlp.c_proj):
             last.weight.zero_()
             last.bias.zero_()
@@ -299,7 +299,8 @@ def step_losses(
     with torch.autocast("cpu", torch.bfloat16):
         tokens = encode_tokens(clip.visual, images, stride=stage.stride, kept=kept, run=run)
         texts = clip.encode_text(prompts)
-    pictures = F.normalize(tokens[:, 0].float() @ clip.visual.proj, dim=-1)
+    pooled = tokens[:, 0] if stage.pooling == "token" else tokens[:, 1:].mean(dim=1)
+    pictures = F.normalize(pooled.float() @ clip.visual.proj, dim=-1)
     captions, phrases = F.normalize(texts.float(), dim=-1).split([len(images), len(PHRASES)])
     return torch.stack(losses_of(clip, pictures, captions, phrases, told))
 
@@ -317,7 +318,6 @@ def _save(path: Path, step: int, clip: nn.Module, optimizers: list) -> None:
 def train(
     clip: nn.Module,
     recipe: Pretraining,
-    world: World,
     folder: Path,
     evaluate: Callable[[nn.Module, int], dict],
     *,
@@ -345,7 +345,7 @@ def train(
             return clip.eval()
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-    shards = draw_pool(folder / "pictures", recipe, world, processes=processes)
+    shards = draw_pool(folder / "pictures", recipe, processes=processes)
     tokenizer = open_clip.get_tokenizer("MiniCLIP")
     pool = Pool(shards, recipe, tokenizer)
     run = torch.compile(_run, dynamic=False) if compile_blocks else _run
@@ -467,24 +467,29 @@ def export(clip: nn.Module, folder: Path, card: dict) -> None:
 def run(arguments: Pretrain) -> None:
     """Run `weclip pretrain`."""
     register_miniclip()
-    recipe, world = MINICLIP_RECIPE, WORLD_2
     tokenizer = open_clip.get_tokenizer("MiniCLIP")
-    scenes = list(draw_many(SPLIT_SEEDS["val"], range(250), world))
+    scenes = list(draw_many(SPLIT_SEEDS["val"], range(250), WORLD_2))
     images = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
     told = torch.tensor([[p in s.classes or p == s.background for p in PHRASES] for s in scenes])
 
     def evaluate(clip: nn.Module, stride: int) -> dict[str, float]:
         return zero_shot_scores(clip, tokenizer, images, told.float(), stride=stride)
 
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(MINICLIP_ROUNDS[0].seed)
     clip = open_clip.create_model("MiniCLIP", load_weights=False)
-    how = {"processes": arguments.processes, "compile_blocks": arguments.compile}
-    clip = train(clip, recipe, world, arguments.work, evaluate, **how)
-    log = [json.loads(line) for line in (arguments.work / "log.jsonl").read_text().splitlines()]
+    log, stride = [], MINICLIP_ROUNDS[0].phases[0].stride
+    for number, recipe in enumerate(MINICLIP_ROUNDS, start=1):
+        if recipe.phases[0].stride < stride:
+            grow(clip.visual)
+        stride = recipe.phases[-1].stride
+        folder = arguments.work / f"round-{number}"
+        how = {"processes": arguments.processes, "compile_blocks": arguments.compile}
+        clip = train(clip, recipe, folder, evaluate, **how)
+        log += [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     card = {
-        "recipe": asdict(recipe),
-        "world": asdict(world),
-        "samples": samples_before(recipe.steps, recipe),
+        "rounds": [asdict(recipe) for recipe in MINICLIP_ROUNDS],
+        "world": asdict(WORLD_2),
+        "samples": sum(samples_before(recipe.steps, recipe) for recipe in MINICLIP_ROUNDS),
         "time": f"{sum(entry['seconds'] for entry in log) // 60} min on {os.cpu_count()} cores",
         "val": evaluate(clip, 1),
     }
