@@ -12,9 +12,9 @@ from weclip_lib.data.profiles import PROFILES
 from weclip_lib.data.settings import with_settings
 from weclip_lib.labels import (
     IGNORE_INDEX,
-    MINIVOC_CLASSES,
-    MINIVOC_BACKGROUNDS,
     MINIVOC_2_CLASSES,
+    MINIVOC_BACKGROUNDS,
+    MINIVOC_CLASSES,
 )
 from weclip_lib.world import composition, composition_1, shapes_1
 from weclip_lib.world.minivoc import (

@@ -39,6 +39,7 @@ TINY = Pretraining(
     checkpoint_every=2,
 )
 
+
 @pytest.fixture
 def clip():
     torch.manual_seed(0)
@@ -137,7 +138,7 @@ def test_export(clip, tmp_path) -> None:
     about = {"rounds": [asdict(TINY)], "world": asdict(WORLD_2), "samples": 3, "time": "1 minute"}
     export(clip, tmp_path, {**about, "val": val})
     card = " ".join((tmp_path / "README.md").read_text().split())
-    assert "3 samples of 12 pictures with the seeds 1000" in card
+    assert "3 samples of pictures with the seeds 1000, which" in card
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["bytes"] == (tmp_path / "MiniCLIP.safetensors").stat().st_size < 15e6
     assert {"boat", "railway", "origami"} <= set(vocabulary()) == set(card["vocabulary"])

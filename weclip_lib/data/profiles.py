@@ -16,7 +16,7 @@ from weclip_lib.config import (
     in_range,
     one_of,
 )
-from weclip_lib.labels import COCO, MINIVOC_2, MINIVOC, VOC, LabelSet
+from weclip_lib.labels import COCO, MINIVOC, MINIVOC_2, VOC, LabelSet
 from weclip_lib.storage.provenance import ROOT
 from weclip_lib.world.settings import WORLD_2, World
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_2_CLASSES
+from weclip_lib.labels import MINIVOC_2_CLASSES, MINIVOC_BACKGROUNDS
 from weclip_lib.world.outlines import CIRCLE, SUPERSAMPLE, Part, stamp
 from weclip_lib.world.scene import Scene, finish, places
 from weclip_lib.world.settings import World

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from weclip_lib.labels import MINIVOC_CLASSES, MINIVOC_BACKGROUNDS
+from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
 from weclip_lib.world.outlines import CIRCLE, SUPERSAMPLE, Part, stamp
 from weclip_lib.world.scene import Scene, finish, places
 from weclip_lib.world.settings import World
