@@ -66,6 +66,17 @@ def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch) -> No
     assert order == ["sync", "name", "sync"]  # content, name, folder
 
 
+def test_a_full_disk_names_the_file(tmp_path) -> None:
+    """Also if a library tells it in words of its own."""
+    for error in (OSError(28, "No space left on device"), RuntimeError("IO: (os error 28)")):
+        with (
+            pytest.raises(OSError, match=r"no space is left for it: make room.*a\.txt"),
+            whole(tmp_path / "a.txt"),
+        ):
+            raise error
+    assert not list(tmp_path.iterdir())
+
+
 HOLD = """
 import sys, time
 from pathlib import Path

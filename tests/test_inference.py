@@ -261,6 +261,9 @@ def test_scores_single_averaged_and_with_crf(trained, world, tmp_path, capsys) -
     assert list(pd.read_csv(tmp_path / "confused.csv"))[:2] == ["class", "taken for"]
     assert (tmp_path / "confusion.png").stat().st_size > 5000
     about = json.loads((tmp_path / "score.json").read_text())
+    with monkey.context(), pytest.raises(SystemExit, match="crf_iterations 10, not 3: choose"):
+        monkey.setattr(inference, "open_profile", lambda *_: (SMOKE, world))
+        weclip([*given, "--out", str(tmp_path), "-s", "crf_iterations", "3"])
     assert about["parameters"]["decoder"] == str(trained) and "commit" in about
     assert {"scales", "crf_iterations"} <= set(about["effective"])
     said = capsys.readouterr().out

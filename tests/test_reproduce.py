@@ -133,7 +133,7 @@ def test_published_scores_stand_beside_those_of_the_same_kind() -> None:
 
 def test_missing_data_are_fetched_or_refused(tmp_path, monkeypatch) -> None:
     voc, asked = get_profile("voc"), []
-    with pytest.raises(ValueError, match=r"train_aug.txt is not there: run `make data` with"):
+    with pytest.raises(ValueError, match=r"train_aug.txt is not there: run `weclip download voc"):
         reproduce.prepared_data(voc, str(tmp_path), fetch=False)
 
     def fetched(chosen) -> None:

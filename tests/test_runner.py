@@ -219,7 +219,10 @@ def test_an_edited_file_is_kept_beside_the_new_one(notebook, tmp_path, instead, 
     assert (out / "table.csv").read_text() == "3\n"
     kept = [(out / f"table.csv.edited-{number}").read_text() for number in (1, 2)]
     assert kept == ["mine 1", "mine 2"]
-    assert f"{out / 'table.csv'} was edited: kept as table.csv.edited-2" in capsys.readouterr().err
+    assert (
+        f"{out / 'table.csv'} was changed since: kept as table.csv.edited-2"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_with_other_parameters_stays(notebook, tmp_path, instead) -> None:

@@ -38,6 +38,7 @@ def test_a_setting_reaches_its_place() -> None:
     assert found.method == replace(VOC.method, box_threshold=0.0)
     assert found.decoder.dim == 64 and found.budget.batch == 8 and found.scales == (1.0, 0.5)
     assert found.crf.iterations == 3 and found.method.rfm_layers == VOC.method.rfm_layers
+    assert with_settings(MINI, {"learning_rate": "2e-3"}).budget.learning_rate == 2e-3
     assert as_text(given) == "batch=8, box_threshold=0, crf_iterations=3, dim=64, scales=1/0.5"
 
 
@@ -50,6 +51,9 @@ def test_a_setting_reaches_its_place() -> None:
         (MINI, {"dim": "x"}, "dim is 'x': give a whole number, such as 128"),
         (MINI, {"dim": 1.5}, "dim is 1.5: give a whole number"),
         (MINI, {"dim": True}, "dim is True: give a whole number"),
+        (MINI, {"scored_splits": ["val", "val"]}, "scored_splits are .*: give every split once"),
+        (MINI, {"crf_bilateral_weight": 1e300}, "crf_bilateral_weight is 1e.300: give a number"),
+        (MINI, {"steps": 10**20}, "steps is 1.*: give a whole number from 1 to 1000000000"),
         (MINI, {"dim": 100}, "dim is 100: give a multiple of the 8 heads"),
         (MINI, {"rfm_select": 1}, "rfm_select is 1: give true or false"),
         (MINI, {"learning_rate": float("nan")}, "learning_rate is nan: give a number"),
@@ -59,7 +63,7 @@ def test_a_setting_reaches_its_place() -> None:
         (MINI, {"scales": 1}, "scales is 1: give a list, such as"),
         (MINI, {"scales": [1, "x"]}, r"scales\[1\] is 'x': give a number"),
         (MINI, {"scales": [0.5]}, "the first has to be 1"),
-        (MINI, {"crf_iterations": -1}, "crf_iterations is -1: give a whole number of 0 or more"),
+        (MINI, {"crf_iterations": -1}, "crf_iterations is -1: give a whole number from 0 to 10000"),
         (MINI, {"object_counts": [0.5, 0.5, 0.5]}, "object_counts is .*: give three with the sum"),
         (MINI, {"clutter": 2}, "clutter is 2.0: give a number from 0.0 to 1.0"),
         (MINI, {"drawn": [10, 0, 5]}, "drawn is .*: give numbers for train, val and test"),

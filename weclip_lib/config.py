@@ -90,11 +90,11 @@ class CRF:
     bilateral_weight: float = 4.0  # official
 
     def __post_init__(self) -> None:
-        in_range("iterations", self.iterations, 0)
+        in_range("iterations", self.iterations, 0, 10_000)
         for name in ("gaussian_weight", "bilateral_weight"):
-            in_range(name, getattr(self, name), 0.0)
+            in_range(name, getattr(self, name), 0.0, 10_000.0)
         for name in ("gaussian_xy", "bilateral_xy", "bilateral_rgb"):
-            in_range(name, getattr(self, name), 0.1)
+            in_range(name, getattr(self, name), 0.1, 10_000.0)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "crop"):
-            in_range(name, getattr(self, name), 1)
+            in_range(name, getattr(self, name), 1, 1_000_000_000)
         in_range("warmup", self.warmup, 0)
         for name in ("learning_rate", "weight_decay"):
             in_range(name, getattr(self, name), 0.0)

@@ -63,8 +63,10 @@ class Profile:
     def __post_init__(self) -> None:
         one_of("statistics", self.statistics, STATISTICS)
         check_scales(self.scales)
-        for name in ("long_side", "inspected"):
-            in_range(name, getattr(self, name), 0)
+        in_range("long_side", self.long_side, 0, 100_000)
+        in_range("inspected", self.inspected, 0)
+        if len(set(self.scored_splits)) != len(self.scored_splits):
+            raise ValueError(f"scored_splits are {self.scored_splits}: give every split once")
         if len(self.drawn) != 3 or (any(self.drawn) and min(self.drawn) < 1):
             raise ValueError(f"drawn is {self.drawn}: give numbers for train, val and test")
         version = self.world.version

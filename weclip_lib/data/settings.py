@@ -6,6 +6,7 @@ commands change a profile through this module alone. So a setting has one name a
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -30,6 +31,7 @@ OWN = (  # fields of the profile itself
     "augment",
     "drawn",
 )
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 DRAWING = "of MiniVOC's drawing"
 
 
@@ -139,6 +141,8 @@ def _fitting(name: str, value: object, now: object) -> object:
     elif isinstance(now, int):
         fits, right = isinstance(value, int) and not isinstance(value, bool), "a whole number"
     elif isinstance(now, float):
+        if isinstance(value, str) and EXPONENT.fullmatch(value):  # text to YAML, which wants 1.0e-3
+            value = float(value)
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         fits, right = fits and math.isfinite(value), "a number"
     else:

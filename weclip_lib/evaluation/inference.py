@@ -4,6 +4,7 @@ weclip predict --decoder runs/voc/trained.safetensors IMAGES --out DIR
 weclip score --decoder runs/voc/trained.safetensors --split val --out DIR
 """
 
+import json
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ from weclip_lib.evaluation.quality import ImageCounts
 from weclip_lib.evaluation.report import DECIMALS, KEYS, KINDS, SCORES, score_tables
 from weclip_lib.evaluation.scores import count_decoders, label_map, predict, shown_to, with_crf
 from weclip_lib.figures.plotting import colours, matrix, overlay
-from weclip_lib.storage.files import Unusable, check_writable, in_a_line, only_one
+from weclip_lib.storage.files import Unusable, check_writable, in_a_line, only_one, reading
 from weclip_lib.storage.lists import Report, refuse
 from weclip_lib.storage.pictures import read_image, write_mask
 from weclip_lib.storage.provenance import write_provenance
@@ -325,6 +326,7 @@ def run_score(arguments: Score) -> None:
     written = Written(arguments.out)
     for name in (*KEYS, FIGURE, f"scores{SUFFIX}", PROVENANCE):
         written.check(arguments.out / name)
+    _keep_other_scores(arguments)
     segmenter = _loaded(arguments)
     found = count_decoders(
         segmenter.backbone,
@@ -345,6 +347,27 @@ def run_score(arguments: Score) -> None:
     for name, rows in (("per_class.csv", None), ("confused.csv", MOST_CONFUSED), (SCORES, None)):
         sys.stdout.write(f"{tables[name][:rows].round(DECIMALS).to_string(index=False)}\n\n")
     tqdm.write(f"wrote {arguments.out / SCORES}", file=sys.stderr)
+
+
+def _keep_other_scores(arguments: Score) -> None:
+    """Refuse to replace scores of another decoder, split or setting.
+
+    Raises:
+        Unusable: It names the first difference.
+    """
+    path = arguments.out / PROVENANCE
+    if not path.exists():
+        return
+    with reading(path, "choose another --out"):
+        told = json.loads(path.read_bytes())
+        before = told["parameters"] | told["effective"]
+    now = asdict(arguments) | _of_inference(_inference(arguments))
+    for name, value in json.loads(json.dumps(now, default=str)).items():
+        if name not in ("out", "device", "s") and before.get(name) != value:
+            raise Unusable(
+                f"{arguments.out} holds scores with {name} {before.get(name)!r}, not {value!r}: "
+                "choose another --out"
+            )
 
 
 def _write_scores(

@@ -1,7 +1,9 @@
 """This module reads files or refuses them by name, and writes them whole or not at all."""
 
+import errno
 import os
 import platform
+import re
 import secrets
 import shutil
 import tempfile
@@ -15,6 +17,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 HOST = "".join(c if c.isalnum() else "-" for c in platform.node())[:40] or "here"
+NO_SPACE = re.compile(r"Errno 28\b|os error 28\b")
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # left by macOS and by network drives beside the user's
 
 
@@ -133,8 +136,10 @@ def whole(path: Path) -> Iterator[Path]:
         yield partial
         _sync(partial)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         _remove(partial)
+        if NO_SPACE.search(str(error)):  # libraries do not say which file
+            raise OSError(errno.ENOSPC, "no space is left for it: make room", str(path)) from error
         raise
     if os.name != "nt":
         handle = os.open(path.parent, os.O_RDONLY)

@@ -17,11 +17,12 @@ import torch
 
 from weclip_lib.backbone import Backbone, find_device, load_backbone
 from weclip_lib.config import Budget
-from weclip_lib.data.datasets import open_profile
+from weclip_lib.data.datasets import MaskedImages, open_profile
 from weclip_lib.data.profiles import Profile, get_profile, official
 from weclip_lib.data.settings import as_text, effective, with_settings
 from weclip_lib.evaluation.kept import SUFFIX, Row, write_counts
 from weclip_lib.evaluation.quality import ImageCounts
+from weclip_lib.storage.files import check_writable
 from weclip_lib.storage.provenance import ROOT, seed_everything, write_provenance
 from weclip_lib.studies.parameters import (
     NOTEBOOKS,
@@ -149,6 +150,11 @@ def begin(notebook: str, kernel: Mapping[str, object]) -> Experiment:
     parameters = {name: value for name, value in given.items() if name not in PLACES}
     out = output_folder(given["out_dir"], notebook, parameters)
     work = Path(given.get("work_dir", "") or ROOT / "runs")
+    for folder in (out, work):
+        check_writable(folder)
+    if "scored_splits" in given["settings"] and not own:
+        for split in setting.scored_splits:
+            MaskedImages(data, split, setting.labels, limit=1)
     seed_everything(given["seed"])
     changed = f", with {as_text(given['settings'])}" if given["settings"] else ""
     place = os.path.relpath(_final(out))

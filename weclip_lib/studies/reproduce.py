@@ -63,10 +63,11 @@ def prepared_data(profile: Profile, data_dir: str, *, fetch: bool) -> Path:
     if is_own(folder) or (lists / f"{profile.train_split}.txt").exists():
         return data_folder(profile, data_dir)
     if not fetch:
+        place = f" --to {data_dir}" if data_dir else ""
+        wanted = " and ".join(f"`weclip download {name}{place}`" for name in SOURCES[profile.name])
         raise ValueError(
-            f"{lists / profile.train_split}.txt is not there: run `make data` "
-            f"with DATASET={' and DATASET='.join(SOURCES[profile.name])}, give data_dir, or set "
-            "fetch to True"
+            f"{lists / profile.train_split}.txt is not there: run {wanted}, give the data_dir "
+            "that has it, or set fetch to True (`-p fetch true`)"
         )
     for name in SOURCES[profile.name]:
         if name == "sbd" or not lists.exists():

@@ -147,7 +147,7 @@ def _move(partial: Path, folder: Path, stem: str, key: str, parameters: dict) ->
         if name in known and file_hash(target) not in ours:
             aside = _free_name(target)
             target.replace(aside)
-            tqdm.write(f"{target} was edited: kept as {aside.name}", file=sys.stderr)
+            tqdm.write(f"{target} was changed since: kept as {aside.name}", file=sys.stderr)
         (partial / name).replace(target)
     shutil.rmtree(partial)
     earlier = {name: digest for name, digest in known.items() if name not in files}

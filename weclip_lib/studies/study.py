@@ -140,7 +140,8 @@ class Study:
         layers = max(method.attention_layers, self.setting.method.attention_layers)
         key = variant.backgrounds, method.template, layers
         if key not in self._caches:
-            read = {"template": method.template, "static_layers": layers}
+            read = {"template": method.template, "static_layers": method.static_layers}
+            read["rfm_layers"] = layers
             model = self.model(replace(variant, method=read, shape={}))
             self._caches[key] = FeatureCache(model, self.inspected, self.work / "cache")
         return self._caches[key]
