@@ -86,11 +86,11 @@ def test_growing_keeps_what_the_model_computes(clip) -> None:
     images = torch.randn(2, 3, 40, 56)
     before = encode_pooled(clip.visual, images, stride=2)
     blocks = clip.visual.transformer.resblocks
-    trained = blocks[10].mlp.c_proj.weight.clone()
+    trained = blocks[11].mlp.c_fc.weight.clone()
     grow(clip.visual)
     torch.testing.assert_close(encode_pooled(clip.visual, images), before)
-    assert torch.equal(blocks[11].mlp.c_proj.weight, trained)
-    assert not blocks[10].mlp.c_proj.weight.any()
+    assert torch.equal(blocks[10].mlp.c_fc.weight, trained)
+    assert not blocks[10].mlp.c_proj.weight.any() and blocks[11].mlp.c_proj.weight.any()
 
 
 @pytest.mark.parametrize("pooling", ["token", "mean"])

@@ -18,6 +18,7 @@ import yaml
 from weclip_lib.commands import ListSettings
 from weclip_lib.data.profiles import Profile, get_profile
 from weclip_lib.storage.files import in_a_line
+from weclip_lib.world.settings import DIALS
 
 PARTS = {"method": "", "decoder": "", "budget": "", "world": "", "crf": "crf_"}  # with prefixes
 OWN = (  # fields of the profile itself
@@ -75,6 +76,9 @@ def with_settings(profile: Profile, given: Mapping) -> Profile:
     if "drawn" in values and not any(profile.drawn):
         raise ValueError(f"drawn is {DRAWING}: profile {profile.name} has real pictures")
     changed = replace(profile, **own)
+    idle = [n for n in DIALS if n in values and values[n] != getattr(profile.world, n)]
+    if idle and changed.world.version == 1:
+        raise ValueError(f"{idle[0]} has no effect in version 1: use profile mini-2")
     if "crop" in values and not changed.augment:
         raise ValueError(
             f"crop has no effect in profile {profile.name}, which does not crop: set augment: true"

@@ -39,9 +39,14 @@ PALETTE = np.array(
 
 
 def colours(class_count: int) -> np.ndarray:
-    """Return RGB in 0-255 for every class_id; IGNORE_INDEX is white."""
+    """Return RGB in 0-255 for every class_id; IGNORE_INDEX is white.
+
+    From the thirteenth class on, the hues come again, darker; from the 25th on, lighter; and so on.
+    """
     table = np.full((256, 3), 255, np.uint8)
-    table[:class_count] = PALETTE[np.r_[0, 1 + np.arange(class_count - 1) % (len(PALETTE) - 1)]]
+    hues = PALETTE[1:]
+    shades = np.concatenate([PALETTE[:1], hues, 0.55 * hues, 0.5 * hues + 120])
+    table[:class_count] = shades[np.r_[0, 1 + np.arange(class_count - 1) % (len(shades) - 1)]]
     table[IGNORE_INDEX] = 255
     return table
 

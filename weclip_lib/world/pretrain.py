@@ -156,7 +156,7 @@ def encode_tokens(
 ) -> Float[Tensor, "batch token channel"]:
     """Return the tokens before the projection: the class token, and the patches.
 
-    Only every `stride`-th block runs.
+    Only every `stride`-th block runs, the last one among them.
 
     Args:
         kept: The patches that go through the blocks; None: all.
@@ -166,7 +166,7 @@ def encode_tokens(
     if kept is not None:
         rows = F.pad(kept + 1, (1, 0))
         tokens = tokens.gather(1, rows[..., None].expand(-1, -1, tokens.shape[-1]))
-    for block in visual.transformer.resblocks[::stride]:
+    for block in visual.transformer.resblocks[stride - 1 :: stride]:
         tokens = run(block, tokens)
     return visual.ln_post(tokens)
 
@@ -202,14 +202,14 @@ def losses_of(
 
 @torch.no_grad()
 def grow(visual: nn.Module) -> None:
-    """Move every even block one place on, and put a copy with outputs of zero before it.
+    """Put before every odd block, which is trained, a copy with outputs of zero.
 
-    A model trained on its even blocks still computes the same, and its last block, where Grad-CAM
-    looks, is a trained one. Its training can go on with twice as many blocks.
+    A model trained on its odd blocks still computes the same. Its training can go on with twice as
+    many blocks.
     """
     blocks = visual.transformer.resblocks
     for new, trained in zip(blocks[::2], blocks[1::2], strict=True):
-        trained.load_state_dict(new.state_dict())
+        new.load_state_dict(trained.state_dict())
         for last in (new.attn.out_proj, new.mlp.c_proj):
             last.weight.zero_()
             last.bias.zero_()

@@ -6,18 +6,8 @@ from typing import Literal
 from weclip_lib.config import in_range, one_of
 
 VERSIONS = (1, 2)  # of MiniVOC
-CHANCES = (  # fields of World from 0 to 1
-    "co_occurrence",
-    "clutter",
-    "occlusion",
-    "min_visible",
-    "headless",
-    "companions",
-    "camouflage",
-    "shading",
-    "cut",
-    "overlap",
-)
+DIALS = ("headless", "companions", "camouflage", "shading", "cut", "overlap")  # of version 2 alone
+CHANCES = ("co_occurrence", "clutter", "occlusion", "min_visible", *DIALS)  # from 0 to 1
 
 
 @dataclass(frozen=True)
