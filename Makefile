@@ -74,7 +74,7 @@ bench: setup  ## measure the cost of each part of a step, into results/bench
 data: setup  ## fetch and check a data set: DATASET=voc, sbd (adds train_aug to voc) or coco
 	$(WECLIP) download $(DATASET)
 
-pretrain: setup  ## train MiniCLIP (over two hours on two cores); resumes
+pretrain: setup  ## train MiniCLIP on MiniVOC 2 (hours on two cores); resumes
 	$(WECLIP) pretrain
 
 clean:  ## remove output of runs and tools; keep results/, data/, .venv

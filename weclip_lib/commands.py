@@ -220,10 +220,10 @@ class Bench:
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Draw pictures, train MiniCLIP on them, score it on MiniVOC val, and write data/miniclip."""
+    """Draw pictures of MiniVOC 2, train MiniCLIP on them, score it on val, write data/miniclip-2."""
 
     work: Path = Path("runs/pretrain")  # folder of the saved state
-    out: Path | None = None  # folder of weights and card; default data/miniclip
+    out: Path | None = None  # folder of weights and card; default data/miniclip-2
     processes: int = 2  # for drawing
     compile: bool = False  # faster; needs a C++ compiler
 
