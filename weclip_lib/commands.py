@@ -220,7 +220,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Draw pictures of MiniVOC 2, train MiniCLIP on them, score it on val, write data/miniclip-2."""
+    """Draw pictures of MiniVOC 2, train MiniCLIP on them, score it, and write data/miniclip-2."""
 
     work: Path = Path("runs/pretrain")  # folder of the saved state
     out: Path | None = None  # folder of weights and card; default data/miniclip-2
