@@ -113,8 +113,8 @@ def newest(folder: Path, group: Group) -> Path | None:
     step = group.told(_newest_step(folder) if group.is_first else NONE)
     if step == ALL_DAMAGED:
         raise ValueError(
-            f"every checkpoint in {folder} is damaged: remove {folder} to start anew, "
-            "or choose another --out"
+            f"every checkpoint in {folder} is damaged: start anew with another --out; "
+            "a trained.safetensors in it can still be used"
         )
     return None if step == NONE else _named(folder, step)
 
