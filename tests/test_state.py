@@ -109,7 +109,7 @@ def test_all_damaged_and_the_remedy(tmp_path) -> None:
     run(out)
     for path in checkpoints(out):
         damage(path / "state.json", "cut")
-    with pytest.raises(ValueError, match=f"checkpoint in {out} is damaged: start anew with another"):
+    with pytest.raises(ValueError, match=f"checkpoint in {out} is damaged: start anew"):
         newest(out, Group())
     shutil.rmtree(out)
     assert newest(out, Group()) is None
