@@ -70,7 +70,7 @@ def test_a_full_disk_names_the_file(tmp_path) -> None:
     """Also if a library tells it in words of its own."""
     for error in (OSError(28, "No space left on device"), RuntimeError("IO: (os error 28)")):
         with (
-            pytest.raises(OSError, match=r"no space is left for it: make room.*a\.txt"),
+            pytest.raises(OSError, match=r"No space left on device: make room.*a\.txt"),
             whole(tmp_path / "a.txt"),
         ):
             raise error

@@ -139,7 +139,7 @@ def whole(path: Path) -> Iterator[Path]:
     except BaseException as error:
         _remove(partial)
         if NO_SPACE.search(str(error)):  # libraries do not say which file
-            raise OSError(errno.ENOSPC, "no space is left for it: make room", str(path)) from error
+            raise OSError(errno.ENOSPC, "No space left on device: make room", str(path)) from error
         raise
     if os.name != "nt":
         handle = os.open(path.parent, os.O_RDONLY)
