@@ -118,14 +118,7 @@ MINICLIP_ROUNDS = (
     ),
     Pretraining(
         seed=1000,
-        phases=(Phase(until=3500, stride=2, size=112, kept=130, batch=64),),
-    ),
-    Pretraining(
-        seed=1000,
-        phases=(
-            Phase(until=2200, stride=1, size=112, kept=98, batch=64),
-            Phase(until=2500, stride=1, size=160, kept=200, batch=64),
-        ),
+        phases=(Phase(until=7500, stride=2, size=112, kept=130, batch=64),),
         decay=2000,
     ),
 )
