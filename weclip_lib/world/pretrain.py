@@ -387,8 +387,8 @@ def vocabulary() -> list[str]:
 
 MODEL_CARD = """# MiniCLIP for MiniVOC 2, in preparation
 
-These weights are not finished: the network knows its pictures less well than it should (aim: mAP
-0.985), half of its blocks do nothing yet, and no published table uses it. Profile `mini-2` does.
+These weights are not finished: the aim is an mAP of 0.985 on val, and half of the blocks do nothing
+yet. No published table uses them. Profile `mini-2` does.
 
 A CLIP of small configuration ([MiniCLIP.json](MiniCLIP.json), an open_clip model configuration): a
 ViT of 12 blocks, width 128, patches of 8 pixels, and a text tower of width 64. Weights:
