@@ -17,9 +17,9 @@ from weclip_lib.labels import (
     MINIVOC_CLASSES,
 )
 from weclip_lib.world import composition, composition_1, shapes_1
+from weclip_lib.world.composition import USUAL_BACKGROUND
 from weclip_lib.world.minivoc import (
     SPLIT_SEEDS,
-    USUAL_BACKGROUND,
     draw,
     draw_many,
     write_voc,

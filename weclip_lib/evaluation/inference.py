@@ -310,7 +310,7 @@ def run_score(arguments: Score) -> None:
         ValueError: If the decoder, the data or the folder cannot be used.
     """
     find_device(arguments.device)
-    _inference(arguments)  # checks it
+    inference = _inference(arguments)
     about = read_about(arguments.decoder)
     refuse_data_set(arguments.out)
     setting, folder = open_profile(arguments.profile or about["profile"], arguments.data_dir)
@@ -326,7 +326,8 @@ def run_score(arguments: Score) -> None:
     written = Written(arguments.out)
     for name in (*KEYS, FIGURE, f"scores{SUFFIX}", PROVENANCE):
         written.check(arguments.out / name)
-    _keep_other_scores(arguments)
+    used = _of_inference(inference)
+    _keep_other_scores(arguments, used)
     segmenter = _loaded(arguments)
     found = count_decoders(
         segmenter.backbone,
@@ -335,12 +336,11 @@ def run_score(arguments: Score) -> None:
         scales=segmenter.scales,
         long_side=segmenter.long_side,
         batch=1,
-        crf=_inference(arguments).crf,
+        crf=inference.crf,
     )["it"]
     counted = dict(zip(KINDS, found, strict=True))
     _write_scores(written, counted, ("background", *classes), arguments.split)
     with written.whole(arguments.out / PROVENANCE) as partial:
-        used = _of_inference(_inference(arguments))
         write_provenance(partial, "score", asdict(arguments), segmenter.device, effective=used)
     sys.stdout.write(f"split {arguments.split} of {folder}: {len(dataset)} pictures\n\n")
     tables = score_tables(counted, ("background", *classes), arguments.split)
@@ -349,7 +349,7 @@ def run_score(arguments: Score) -> None:
     tqdm.write(f"wrote {arguments.out / SCORES}", file=sys.stderr)
 
 
-def _keep_other_scores(arguments: Score) -> None:
+def _keep_other_scores(arguments: Score, used: dict[str, object]) -> None:
     """Refuse to replace scores of another decoder, split or setting.
 
     Raises:
@@ -361,7 +361,7 @@ def _keep_other_scores(arguments: Score) -> None:
     with reading(path, "choose another --out"):
         told = json.loads(path.read_bytes())
         before = told["parameters"] | told["effective"]
-    now = asdict(arguments) | _of_inference(_inference(arguments))
+    now = asdict(arguments) | used
     for name, value in json.loads(json.dumps(now, default=str)).items():
         if name not in ("out", "device", "s") and before.get(name) != value:
             raise Unusable(

@@ -163,8 +163,7 @@ def _read_table(path: Path, settings: Iterable[str]) -> pd.DataFrame:
         Unusable: If the file is damaged.
     """
     with reading(path, AGAIN):
-        _refuse_cut(path)
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = _whole_csv(path, dtype=str, keep_default_na=False)
         table = _checked(table[list(SCHEMAS[""])])
         if table["profile"].nunique() > 1:
             raise ValueError("it mixes profiles, or is cut")
@@ -175,10 +174,11 @@ def _read_table(path: Path, settings: Iterable[str]) -> pd.DataFrame:
     return table
 
 
-def _refuse_cut(path: Path) -> None:
-    """Refuse a table whose last line has no end: its number may be a part of one."""
+def _whole_csv(path: Path, **how: object) -> pd.DataFrame:
+    """Read a table; refuse a last line without an end, since its number may be a part of one."""
     if not path.read_bytes().endswith(b"\n"):
         raise ValueError("its last line is cut")
+    return pd.read_csv(path, **how)
 
 
 def _checked(table: pd.DataFrame) -> pd.DataFrame:
@@ -206,8 +206,7 @@ def _read_training(folder: Path) -> Finished:
         with reading(newest, f"remove {newest.parent}"):
             settings = _names(json.loads(newest.read_bytes())["settings"])
     with reading(curve, "train again, into an empty folder"):
-        _refuse_cut(curve)
-        points = pd.read_csv(curve).groupby("metric", sort=False).tail(1)
+        points = _whole_csv(curve).groupby("metric", sort=False).tail(1)
         validated = points["metric"] == "miou"
         table = points.assign(
             variant=[f"step {step}" for step in points["iteration"]],
@@ -227,8 +226,7 @@ def _read_scores(folder: Path) -> Finished:
     """Read what `weclip score` wrote; it has no seed."""
     path, metrics = folder / "scores.csv", ["miou", "pixel accuracy"]
     with reading(path, "give its `weclip score` again"):
-        _refuse_cut(path)
-        table = pd.read_csv(path).melt(["prediction", "split", "pictures"], metrics, "metric")
+        table = _whole_csv(path).melt(["prediction", "split", "pictures"], metrics, "metric")
         table = table.rename(columns={"prediction": "variant", "pictures": "n_images"})
         table = table.assign(unit="percent", seed=UNKNOWN_SEED, profile="")
         table = _checked(table[list(SCHEMAS[""])])

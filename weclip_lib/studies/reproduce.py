@@ -34,13 +34,8 @@ from weclip_lib.training.loop import RunOptions, train_decoder
 SOURCES = {"voc": ("voc", "sbd"), "coco": ("coco",)}  # what a profile's data set is fetched from
 STAGES = ("initial CAM", "+ affinity", "+ PAR (static labels)", "labels of the RFM")
 STAGED = {"voc": "train"}  # the split of published stages; others: the one to train on
-PUBLISHED = {  # of our variants, in results/published.csv
-    "initial CAM": "initial CAM",
-    "+ affinity": "+ affinity",
-    "+ PAR (static labels)": "static labels",
-    "labels of the RFM": "labels of the RFM",
-    "decoder": "decoder, RFM",
-}
+# Names in results/published.csv of variants that have another one here.
+PUBLISHED = {"+ PAR (static labels)": "static labels", "decoder": "decoder, RFM"}
 CRF = {"yes": "miou with CRF"}  # of a decoder's row; without: several scales
 TRIED_STEPS = 3  # measured for the estimate
 TRIED_PICTURES = 2
@@ -223,7 +218,7 @@ def beside(table: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
         decoder = row.what.startswith("decoder")
         metric = CRF.get(row.crf, "miou multi-scale") if decoder else "miou"
         mine = table[
-            (table["variant"].map(PUBLISHED) == row.what)
+            (table["variant"].replace(PUBLISHED) == row.what)
             & (table["split"] == row.split)
             & (table["metric"] == metric)
         ]["value"]

@@ -140,9 +140,8 @@ class Study:
         layers = max(method.attention_layers, self.setting.method.attention_layers)
         key = variant.backgrounds, method.template, layers
         if key not in self._caches:
-            read = {"template": method.template, "static_layers": method.static_layers}
-            read["rfm_layers"] = layers
-            model = self.model(replace(variant, method=read, shape={}))
+            read = {name: getattr(method, name) for name in ("template", "static_layers")}
+            model = self.model(replace(variant, method=read | {"rfm_layers": layers}, shape={}))
             self._caches[key] = FeatureCache(model, self.inspected, self.work / "cache")
         return self._caches[key]
 

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from weclip_lib.labels import MINIVOC_2_CLASSES, MINIVOC_BACKGROUNDS
-from weclip_lib.world.outlines import CIRCLE, SUPERSAMPLE, Part, stamp
+from weclip_lib.world.outlines import CIRCLE, SUPERSAMPLE, Part, plain_shape, stamp
 from weclip_lib.world.scene import Scene, finish, places
 from weclip_lib.world.settings import World
-from weclip_lib.world.shapes import SHAPES, plain_clutter
+from weclip_lib.world.shapes import SHAPES
 from weclip_lib.world.surfaces import ROLES, background_image, hsv, noise_map
 
 USUAL_BACKGROUND = {
@@ -215,7 +215,7 @@ def _clutter(rng: np.random.Generator, world: World) -> tuple[list[Part], bool]:
     """Return a shape of no class, and if it is an object without its telling part."""
     if rng.random() < world.headless:
         return SHAPES[MINIVOC_2_CLASSES[rng.integers(len(MINIVOC_2_CLASSES))]].shared(rng), True
-    return plain_clutter(rng), False
+    return plain_shape(rng, int(rng.integers(3))), False
 
 
 def _across_border(

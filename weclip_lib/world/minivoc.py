@@ -22,10 +22,7 @@ from tqdm import tqdm
 from weclip_lib.storage.files import locked, whole
 from weclip_lib.storage.pictures import write_mask
 from weclip_lib.world import composition, composition_1
-from weclip_lib.world.composition import USUAL_BACKGROUND as USUAL_BACKGROUND
-from weclip_lib.world.scene import TEMPLATES as TEMPLATES
 from weclip_lib.world.scene import Scene
-from weclip_lib.world.scene import with_article as with_article
 from weclip_lib.world.settings import World
 
 DRAWING_VERSION = 1  # to be raised when the same seed and World give another picture than before

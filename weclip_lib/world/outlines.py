@@ -50,6 +50,15 @@ def ring(x: float, y: float, outer: float, inner: float) -> Points:
     return np.array((x, y)) + np.concatenate([circle * outer, circle[::-1] * inner])
 
 
+def plain_shape(rng: np.random.Generator, kind: int) -> list[Part]:
+    """Return a shape of no class: a blob (kind 0), a triangle (1) or a frame (2)."""
+    if kind == 0:
+        return [(CIRCLE * rng.uniform(0.45, 1.0, (len(CIRCLE), 1)), 0)]
+    if kind == 1:
+        return [(rng.uniform(0.4, 1.0, (3, 1)) * CIRCLE[[0, 7, 13]], 0)]
+    return [(box(-0.7, -0.6, 0.7, 0.6), 0), (box(-0.35, -0.3, 0.35, 0.3), 1)]
+
+
 def stamp(
     polygons: Iterable[tuple[Points, int]],
     corner: Sequence[int],

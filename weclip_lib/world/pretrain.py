@@ -30,7 +30,8 @@ from weclip_lib.commands import Pretrain
 from weclip_lib.labels import MINIVOC_2_CLASSES, MINIVOC_BACKGROUNDS
 from weclip_lib.storage.files import whole, write_text
 from weclip_lib.storage.weights import MINICLIP_STATISTICS, MINICLIPS, register_miniclip
-from weclip_lib.world.minivoc import SPLIT_SEEDS, TEMPLATES, draw, draw_many, with_article
+from weclip_lib.world.minivoc import SPLIT_SEEDS, draw, draw_many
+from weclip_lib.world.scene import TEMPLATES, with_article
 from weclip_lib.world.settings import MINICLIP_ROUNDS, WORLD_2, Phase, Pretraining, World
 
 PHRASES = MINIVOC_2_CLASSES + MINIVOC_BACKGROUNDS

@@ -11,7 +11,7 @@ import numpy as np
 
 from weclip_lib.world import shared_parts as shared
 from weclip_lib.world import telling_parts as telling
-from weclip_lib.world.outlines import CIRCLE, Part, box
+from weclip_lib.world.outlines import Part
 
 Builder = Callable[[np.random.Generator], list[Part]]
 
@@ -46,13 +46,3 @@ SHAPES = {
     "train": Shape(shared.hull, telling.train),
     "tv": Shape(shared.cabinet, telling.tv),
 }
-
-
-def plain_clutter(rng: np.random.Generator) -> list[Part]:
-    """Return a shape of no class: a blob, a triangle or a frame."""
-    kind = rng.integers(3)
-    if kind == 0:
-        return [(CIRCLE * rng.uniform(0.45, 1.0, (len(CIRCLE), 1)), 0)]
-    if kind == 1:
-        return [(rng.uniform(0.4, 1.0, (3, 1)) * CIRCLE[[0, 7, 13]], 0)]
-    return [(box(-0.7, -0.6, 0.7, 0.6), 0), (box(-0.35, -0.3, 0.35, 0.3), 1)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from weclip_lib.labels import MINIVOC_CLASSES
-from weclip_lib.world.outlines import CIRCLE, Part, box, ellipse, limb, polygon
+from weclip_lib.world.outlines import Part, box, ellipse, limb, plain_shape, polygon
 
 
 def _wheels(xs: Iterable[float], y: float, radius: float) -> list[Part]:
@@ -195,13 +195,9 @@ SHAPES: dict[str, Callable[[np.random.Generator], list[Part]]] = {
 
 def clutter(rng: np.random.Generator) -> list[Part]:
     """Return a shape of no class: a blob, a triangle, a frame, or a single part of an object."""
-    kind = rng.integers(4)
-    if kind == 0:
-        return [(CIRCLE * rng.uniform(0.45, 1.0, (len(CIRCLE), 1)), 0)]
-    if kind == 1:
-        return [(rng.uniform(0.4, 1.0, (3, 1)) * CIRCLE[[0, 7, 13]], 0)]
-    if kind == 2:
-        return [(box(-0.7, -0.6, 0.7, 0.6), 0), (box(-0.35, -0.3, 0.35, 0.3), 1)]
+    kind = int(rng.integers(4))
+    if kind < 3:
+        return plain_shape(rng, kind)
     parts = SHAPES[MINIVOC_CLASSES[rng.integers(len(MINIVOC_CLASSES))]](rng)
     points, role = parts[rng.integers(len(parts))]
     centred = points - (points.max(0) + points.min(0)) / 2
