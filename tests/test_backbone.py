@@ -14,11 +14,11 @@ from weclip_lib.storage import weights as sources
 
 @pytest.fixture(scope="module")
 def miniclip():
-    return load_backbone("MiniCLIP", "miniclip")
+    return load_backbone("MiniCLIP", "miniclip-v2")
 
 
 def test_loading_says_nothing(caplog) -> None:
-    load_backbone("MiniCLIP", "miniclip")
+    load_backbone("MiniCLIP", "miniclip-v2")
     assert caplog.text == ""
 
 
@@ -62,7 +62,7 @@ def test_fewer_maps_change_nothing_else(miniclip) -> None:
 
 def test_image_statistics(miniclip) -> None:
     assert miniclip.statistics == sources.MINICLIP_STATISTICS
-    other = load_backbone("MiniCLIP", "miniclip", "imagenet")
+    other = load_backbone("MiniCLIP", "miniclip-v2", "imagenet")
     assert other.statistics == module.IMAGENET_STATISTICS
 
 
@@ -107,14 +107,14 @@ def git(root, *words: str) -> None:
 @pytest.mark.parametrize("file", ["MiniCLIP.safetensors", "card.json"])
 def test_damaged_weights_and_the_remedy(file, tmp_path, monkeypatch) -> None:
     """What the error says is done, to the letter."""
-    folder = tmp_path / "data" / "miniclip"
+    folder = tmp_path / "data" / "miniclip-v2"
     folder.mkdir(parents=True)
     for name in ("MiniCLIP.safetensors", "card.json"):
-        (folder / name).write_bytes((sources.MINICLIPS["miniclip"] / name).read_bytes())
+        (folder / name).write_bytes((sources.MINICLIPS["miniclip-v2"] / name).read_bytes())
     git(tmp_path, "init", "--quiet")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "-m", "ship")
-    monkeypatch.setitem(sources.MINICLIPS, "miniclip", folder)
+    monkeypatch.setitem(sources.MINICLIPS, "miniclip-v2", folder)
     content = (folder / file).read_bytes()
     for damaged in (None, b"", content[:-1000], b"[1, 2]", b"{}", bytes(len(content))):
         (folder / file).unlink()
@@ -122,11 +122,11 @@ def test_damaged_weights_and_the_remedy(file, tmp_path, monkeypatch) -> None:
             (folder / file).write_bytes(damaged)
         error = FileNotFoundError if damaged is None else ValueError
         with pytest.raises(error, match=rf"{file} .*restore it with") as said:
-            load_backbone("MiniCLIP", "miniclip")
+            load_backbone("MiniCLIP", "miniclip-v2")
         command, place = re.search(r"`(.*)` in (.*)", str(said.value)).groups()
         subprocess.run(command, shell=True, cwd=place, check=True, capture_output=True)
         assert (folder / file).read_bytes() == content
-    load_backbone("MiniCLIP", "miniclip")
+    load_backbone("MiniCLIP", "miniclip-v2")
 
 
 def test_weights_from_a_local_file(tmp_path) -> None:
@@ -250,7 +250,7 @@ def test_statistics_go_by_their_exact_names() -> None:
         with pytest.raises(
             ValueError, match=f"statistics is {name!r}: choose one of own, imagenet"
         ):
-            load_backbone("MiniCLIP", "miniclip", name)
+            load_backbone("MiniCLIP", "miniclip-v2", name)
 
 
 def test_offline_without_weights_says_what_to_fetch(monkeypatch) -> None:

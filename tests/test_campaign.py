@@ -214,7 +214,7 @@ def decoder(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     own = LabelSet("own", CLASSES, ("grass", "sky"))
     smoke = PROFILES["smoke"]
-    setting = type(smoke)("folder", own, "MiniCLIP", "miniclip", statistics="own", long_side=40,
+    setting = type(smoke)("folder", own, "MiniCLIP", "miniclip-v2", statistics="own", long_side=40,
                           scales=(1.0,), decoder=smoke.decoder)  # fmt: skip
     made = Decoder(width=128, class_count=3, block_count=11, dim=32, layers=1)
     path = tmp_path_factory.mktemp("run") / "trained.safetensors"
@@ -248,7 +248,18 @@ def test_train(change, supervised, tmp_path, capsys) -> None:
         "--backbone",
         "MiniCLIP",
     ]
-    arguments += ["--weights", "miniclip", "--batch", 2, "--crop", 32, "--steps", 1, "--workers", 0]
+    arguments += [
+        "--weights",
+        "miniclip-v2",
+        "--batch",
+        2,
+        "--crop",
+        32,
+        "--steps",
+        1,
+        "--workers",
+        0,
+    ]
     arguments += ["--device", "cpu"] + ["--supervised"] * supervised
     done = judge(
         "train",
@@ -305,7 +316,7 @@ def test_numbers_of_train(data, tmp_path, capsys) -> None:
     options = ["accumulate", "checkpoint-every", "validate-every", "watch", "pictures", "workers"]
     option = data.draw(st.sampled_from([*options, "batch", "crop", "steps", "device", "seed"]))
     small = {"batch": 2, "crop": 32, "steps": 1, "workers": 0, "device": "cpu", "val": "masked"}
-    chosen = {"backbone": "MiniCLIP", "weights": "miniclip", **small, option: data.draw(numbers)}
+    chosen = {"backbone": "MiniCLIP", "weights": "miniclip-v2", **small, option: data.draw(numbers)}
     pairs = [word for name, value in chosen.items() for word in (f"--{name}", value)]
     arguments = ["--profile", "folder", "--data-dir", folder, "--out", out, *pairs]
     done = judge("train, numbers", ["train", *arguments], folder, [option], capsys)

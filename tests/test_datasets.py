@@ -6,7 +6,7 @@ from PIL import Image
 
 from weclip_lib.data.datasets import LabelledImages, MaskedImages, data_folder, normalise
 from weclip_lib.data.profiles import PROFILES, get_profile
-from weclip_lib.labels import COCO, MINIVOC, VOC
+from weclip_lib.labels import COCO, MINIVOC, MINIVOC_1, VOC
 from weclip_lib.world.minivoc import write_voc
 
 
@@ -126,8 +126,8 @@ def test_bad_masks_are_named(folder) -> None:
 def test_profiles(tmp_path) -> None:
     with pytest.raises(ValueError, match="unknown profile 'vok': choose one of smoke, mini"):
         get_profile("vok")
-    assert [len(labels.classes) for labels in (VOC, COCO, MINIVOC)] == [20, 80, 12]
-    for labels in (VOC, COCO, MINIVOC):
+    assert [len(labels.classes) for labels in (VOC, COCO, MINIVOC, MINIVOC_1)] == [20, 80, 20, 12]
+    for labels in (VOC, COCO, MINIVOC, MINIVOC_1):
         assert len(set(labels.classes)) == len(labels.classes)
         assert set(labels.prompts) <= set(labels.classes)
     with pytest.raises(ValueError, match="data_dir is nowhere: there is no such folder"):

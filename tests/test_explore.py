@@ -55,7 +55,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    return Pipeline(load_backbone("MiniCLIP", "miniclip"), MINIVOC)
+    return Pipeline(load_backbone("MiniCLIP", "miniclip-v2"), MINIVOC)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def cams(pipeline, pictures) -> CamExplorer:
 
 @pytest.fixture
 def ties(pipeline, pictures) -> AffinityExplorer:
-    decoder = Decoder(width=128, class_count=13, block_count=11, dim=32, layers=1).eval()
+    decoder = Decoder(width=128, class_count=21, block_count=11, dim=32, layers=1).eval()
     decoders = {"step 1": decoder, "step 2": decoder}
     return AffinityExplorer(Affinities(pipeline, METHOD, decoders), pictures)
 

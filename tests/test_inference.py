@@ -39,7 +39,7 @@ SMOKE = replace(PROFILES["smoke"], long_side=80)
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     torch.manual_seed(0)
-    decoder = Decoder(width=128, class_count=13, block_count=11, dim=32, layers=1)
+    decoder = Decoder(width=128, class_count=21, block_count=11, dim=32, layers=1)
     path = tmp_path_factory.mktemp("run") / "trained.safetensors"
     save_weights(decoder, path, trained_note(SMOKE, 7))
     return path
@@ -76,7 +76,7 @@ def test_masks_have_the_size_of_their_picture(trained, photos, tmp_path) -> None
     given = ["predict", "--decoder", str(trained), "--overlays", "--crf", "--batch", "2"]
     weclip([*given, "--out", str(tmp_path / "out"), str(photos)])
     for name, size in (("a", (31, 50)), ("b/c", (31, 50)), ("d", (97, 41))):
-        assert read_mask(tmp_path / "out" / f"{name}.png", 13).shape == size
+        assert read_mask(tmp_path / "out" / f"{name}.png", 21).shape == size
         with Image.open(tmp_path / "out" / "overlays" / f"{name}.png") as image:
             assert image.size == size[::-1] and image.mode == "RGB"
     assert (
@@ -124,12 +124,12 @@ def test_a_second_run_replaces_its_own_masks_and_no_other(trained, photos, tmp_p
     for _ in range(2):
         weclip([*given, str(photos)])
     assert len(list((photos / "out").rglob("*.png"))) == 6
-    corrected = read_mask(photos / "out" / "a.png", 13).copy()
+    corrected = read_mask(photos / "out" / "a.png", 21).copy()
     corrected[0] = 12
     write_mask(photos / "out" / "a.png", corrected)
     with pytest.raises(SystemExit, match=r"out/a\.png is there, but not as this command left it"):
         weclip([*given, str(photos)])
-    assert (read_mask(photos / "out" / "a.png", 13) == corrected).all()
+    assert (read_mask(photos / "out" / "a.png", 21) == corrected).all()
 
 
 def test_one_bad_picture_does_not_end_the_run(trained, photos, tmp_path) -> None:
@@ -146,7 +146,7 @@ def test_one_bad_picture_does_not_end_the_run(trained, photos, tmp_path) -> None
         "d.png",
         "tiny.png",  # smaller than a patch: shown larger
     ]
-    assert read_mask(out / "tiny.png", 13).shape == (3, 5)
+    assert read_mask(out / "tiny.png", 21).shape == (3, 5)
 
 
 def test_pictures_far_longer_than_wide(trained, tmp_path) -> None:
@@ -156,13 +156,13 @@ def test_pictures_far_longer_than_wide(trained, tmp_path) -> None:
         path
     )
     weclip(["predict", "--decoder", str(trained), "--out", str(tmp_path / "o"), str(path)])
-    assert read_mask(tmp_path / "o" / "panorama.png", 13).shape == (16, 600)
+    assert read_mask(tmp_path / "o" / "panorama.png", 21).shape == (16, 600)
 
 
 def test_masks_of_other_classes_are_not_mixed(trained, photos, tmp_path) -> None:
     given = ["predict", "--out", str(tmp_path / "out"), "--decoder"]
     weclip([*given, str(trained), str(photos / "a.jpg")])
-    other = changed(trained, tmp_path / "other.safetensors", classes=[f"c{n}" for n in range(12)])
+    other = changed(trained, tmp_path / "other.safetensors", classes=[f"c{n}" for n in range(20)])
     with pytest.raises(
         SystemExit, match=r"classes\.csv has other classes than .*other\.safetensors"
     ):
@@ -222,7 +222,7 @@ def test_some_classes_at_a_time_give_the_same_labels(monkeypatch, together) -> N
 
 
 def test_the_network_sees_so_many_patches_at_most(monkeypatch) -> None:
-    backbone = load_backbone("MiniCLIP", "miniclip")
+    backbone = load_backbone("MiniCLIP", "miniclip-v2")
     patch = backbone.patch_size
     monkeypatch.setattr(evaluate, "MOST_PATCHES", 12)
     images = torch.rand(1, 3, 6 * patch, 8 * patch)
@@ -257,7 +257,7 @@ def test_scores_single_averaged_and_with_crf(trained, world, tmp_path, capsys) -
     assert (table["split"] == "val").all()
     assert {"boundary miou", "miou small", "miou medium", "miou large"} <= set(table)
     per_class = pd.read_csv(tmp_path / "per_class.csv")
-    assert len(per_class) == 13 and {"with CRF precision", "with CRF recall"} <= set(per_class)
+    assert len(per_class) == 21 and {"with CRF precision", "with CRF recall"} <= set(per_class)
     assert list(pd.read_csv(tmp_path / "confused.csv"))[:2] == ["class", "taken for"]
     assert (tmp_path / "confusion.png").stat().st_size > 5000
     about = json.loads((tmp_path / "score.json").read_text())
@@ -289,11 +289,11 @@ def test_scores_single_averaged_and_with_crf(trained, world, tmp_path, capsys) -
 
 def test_counts_of_pictures_add_up_to_the_scores(world) -> None:
     """Every kind of prediction, picture by picture, against masks made one by one."""
-    backbone = load_backbone("MiniCLIP", "miniclip")
+    backbone = load_backbone("MiniCLIP", "miniclip-v2")
     decoders = {}
     for seed in (1, 2):
         torch.manual_seed(seed)
-        decoders[seed] = Decoder(width=128, class_count=13, block_count=11, dim=32, layers=1)
+        decoders[seed] = Decoder(width=128, class_count=21, block_count=11, dim=32, layers=1)
     dataset, crf = MaskedImages(world, "val", SMOKE.labels), CRF(iterations=2)
     counted = count_decoders(backbone, decoders, dataset, crf=crf, batch=2)
     totals = score_decoders(backbone, decoders, dataset, crf=crf)
@@ -308,7 +308,7 @@ def test_counts_of_pictures_add_up_to_the_scores(world) -> None:
             found = [label_map(logits, mask.shape)[0] for logits in (single, mean)]
             found.append(torch.from_numpy(evaluate.with_crf(mean[0], image, crf)))
             for labels, counts in zip(found, counted[key], strict=True):
-                table = confusion_matrix(labels, torch.from_numpy(mask), 13)
+                table = confusion_matrix(labels, torch.from_numpy(mask), 21)
                 assert (counts.picture(name) - table).abs().sum() <= 4  # batches round differently
     decoders[1].train()
     (one, other) = count_decoders(backbone, decoders, dataset, scales=(1.0,), flip=False)[1]
@@ -317,8 +317,8 @@ def test_counts_of_pictures_add_up_to_the_scores(world) -> None:
 
 def test_crf_is_a_third_table(world) -> None:
     torch.manual_seed(1)
-    backbone = load_backbone("MiniCLIP", "miniclip")
-    decoder = Decoder(width=128, class_count=13, block_count=11, dim=32, layers=1)
+    backbone = load_backbone("MiniCLIP", "miniclip-v2")
+    decoder = Decoder(width=128, class_count=21, block_count=11, dim=32, layers=1)
     dataset = MaskedImages(world, "val", SMOKE.labels)
     plain = score_decoders(backbone, {"x": decoder}, dataset)["x"]
     more = score_decoders(backbone, {"x": decoder}, dataset, crf=CRF())["x"]
@@ -339,10 +339,10 @@ def test_pixels_that_wait_for_their_crf_are_bounded(world, monkeypatch) -> None:
         return np.zeros(image.shape[:2], np.uint8)
 
     monkeypatch.setattr(evaluate, "with_crf", slow)
-    backbone = load_backbone("MiniCLIP", "miniclip")
+    backbone = load_backbone("MiniCLIP", "miniclip-v2")
     dataset = MaskedImages(world, "val", SMOKE.labels)
     decoders = {
-        name: Decoder(width=128, class_count=13, block_count=11, dim=32, layers=1)
+        name: Decoder(width=128, class_count=21, block_count=11, dim=32, layers=1)
         for name in ("x", "y", "z")
     }
     pixels = dataset.mask(0).size

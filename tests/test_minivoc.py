@@ -12,7 +12,7 @@ from weclip_lib.data.profiles import PROFILES
 from weclip_lib.data.settings import with_settings
 from weclip_lib.labels import (
     IGNORE_INDEX,
-    MINIVOC_2_CLASSES,
+    MINIVOC_1_CLASSES,
     MINIVOC_BACKGROUNDS,
     MINIVOC_CLASSES,
 )
@@ -24,11 +24,11 @@ from weclip_lib.world.minivoc import (
     draw_many,
     write_voc,
 )
-from weclip_lib.world.settings import CHANCES, MINICLIP_ROUNDS, WORLD_2, World
+from weclip_lib.world.settings import CHANCES, MINICLIP_ROUNDS, WIDE, WORLD_1, World
 from weclip_lib.world.shapes import SHAPES
 
-WORLDS = {"version 1": (World(), MINIVOC_CLASSES), "version 2": (WORLD_2, MINIVOC_2_CLASSES)}
-LONE = replace(WORLD_2, object_counts=(1.0, 0.0, 0.0), clutter=0.0, occlusion=0.0, cut=0.0)
+WORLDS = {"version 1": (WORLD_1, MINIVOC_1_CLASSES), "version 2": (World(), MINIVOC_CLASSES)}
+LONE = replace(WIDE, object_counts=(1.0, 0.0, 0.0), clutter=0.0, occlusion=0.0, cut=0.0)
 FAMILIES = (
     ("cat", "cow", "dog", "horse", "sheep"),
     ("bus", "car", "train"),
@@ -42,7 +42,7 @@ FAMILIES = (
 def test_version_1_keeps_its_bytes() -> None:
     digest = sha256()
     for index in range(20):
-        scene = draw(5, index, World())
+        scene = draw(5, index, WORLD_1)
         told = (";".join(scene.classes).encode(), scene.caption.encode())
         for part in (scene.image.tobytes(), scene.mask.tobytes(), *told):
             digest.update(part)
@@ -52,8 +52,8 @@ def test_version_1_keeps_its_bytes() -> None:
 
 
 def test_same_picture_whatever_the_process_count() -> None:
-    alone = [draw(5, index, WORLD_2) for index in range(20)]
-    shared = list(draw_many(5, range(20), WORLD_2, processes=2))
+    alone = [draw(5, index, World()) for index in range(20)]
+    shared = list(draw_many(5, range(20), World(), processes=2))
     for one, other in zip(alone, shared, strict=True):
         assert np.array_equal(one.image, other.image)
         assert np.array_equal(one.mask, other.mask)
@@ -67,11 +67,11 @@ def test_streams_are_disjoint() -> None:
 
 
 def test_every_class_has_a_shape_and_a_place() -> None:
-    assert set(shapes_1.SHAPES) == set(MINIVOC_CLASSES) == set(composition_1.USUAL_BACKGROUND)
-    assert set(SHAPES) == set(MINIVOC_2_CLASSES) == set(USUAL_BACKGROUND)
-    assert set(composition.COMPANIONS) == set(MINIVOC_2_CLASSES)
+    assert set(shapes_1.SHAPES) == set(MINIVOC_1_CLASSES) == set(composition_1.USUAL_BACKGROUND)
+    assert set(SHAPES) == set(MINIVOC_CLASSES) == set(USUAL_BACKGROUND)
+    assert set(composition.COMPANIONS) == set(MINIVOC_CLASSES)
     companions = {name for names in composition.COMPANIONS.values() for name in names}
-    assert companions <= set(MINIVOC_2_CLASSES)
+    assert companions <= set(MINIVOC_CLASSES)
 
 
 @pytest.mark.parametrize("version", WORLDS)
@@ -92,7 +92,7 @@ def test_labels_are_the_classes_of_the_mask(version) -> None:
 
 
 def test_border_is_thin_and_around_objects() -> None:
-    scene = next(s for s in (draw(7, i, WORLD_2) for i in range(50)) if len(s.classes) == 1)
+    scene = next(s for s in (draw(7, i, World()) for i in range(50)) if len(s.classes) == 1)
     void = scene.mask == IGNORE_INDEX
     assert 0 < void.mean() < 0.15
     solid = scene.mask > 0
@@ -102,7 +102,7 @@ def test_border_is_thin_and_around_objects() -> None:
 def test_co_occurrence_is_a_dial() -> None:
     usual = []
     for value in (0.0, 1.0):
-        world = replace(WORLD_2, co_occurrence=value, object_counts=(1.0, 0.0, 0.0), occlusion=0.0)
+        world = World(co_occurrence=value, object_counts=(1.0, 0.0, 0.0), occlusion=0.0)
         scenes = [draw(8, index, world) for index in range(150)]
         hits = [USUAL_BACKGROUND[s.classes[0]] == s.background for s in scenes if s.classes]
         usual.append(np.mean(hits))
@@ -139,7 +139,7 @@ def test_families_differ_in_the_telling_part_only() -> None:
 
 
 def test_the_telling_part_is_small() -> None:
-    shares = {name: [] for name in MINIVOC_2_CLASSES}
+    shares = {name: [] for name in MINIVOC_CLASSES}
     for scene in (draw(11, index, LONE) for index in range(250)):
         for name in scene.classes:
             shares[name].append(scene.telling.sum() / (scene.mask > 0).sum())
@@ -177,7 +177,7 @@ def test_an_object_without_its_telling_part_is_no_object() -> None:
         assert headless and len(parts) > 2
         scene = draw(13, index, world)
         inside = np.setdiff1d(scene.mask, [0, IGNORE_INDEX])
-        assert [MINIVOC_2_CLASSES[i - 1] for i in inside] == list(scene.classes)
+        assert [MINIVOC_CLASSES[i - 1] for i in inside] == list(scene.classes)
         assert len(scene.classes) <= 1  # one object, and one to three without telling parts
 
 
@@ -203,13 +203,13 @@ def test_the_border_cuts_no_telling_part_away() -> None:
 @pytest.mark.parametrize("size", [16, 48, 200])
 def test_pictures_of_any_size_are_drawn(size) -> None:
     for index in range(5):
-        assert draw(18, index, replace(WORLD_2, size=size)).image.shape == (size, size, 3)
+        assert draw(18, index, World(size=size)).image.shape == (size, size, 3)
 
 
 def test_companions_are_a_dial() -> None:
     rng, hits = np.random.default_rng(0), []
     for value in (0.0, 1.0):
-        pairs = [composition._names(rng, 2, replace(WORLD_2, companions=value)) for _ in range(200)]
+        pairs = [composition._names(rng, 2, World(companions=value)) for _ in range(200)]
         hits.append(np.mean([second in composition.COMPANIONS[first] for first, second in pairs]))
     assert hits[0] < 0.2 and hits[1] == 1.0
 
@@ -226,9 +226,7 @@ def test_camouflage_hides_bodies() -> None:
 
 @pytest.mark.parametrize("name", CHANCES)
 def test_every_dial_draws_at_both_ends(name) -> None:
-    ends = [
-        [draw(16, i, replace(WORLD_2, **{name: value})) for i in range(8)] for value in (0.0, 1.0)
-    ]
+    ends = [[draw(16, i, World(**{name: value})) for i in range(8)] for value in (0.0, 1.0)]
     assert any(
         not np.array_equal(a.mask, b.mask) or not np.array_equal(a.image, b.image)
         for a, b in zip(*ends, strict=True)
@@ -238,39 +236,39 @@ def test_every_dial_draws_at_both_ends(name) -> None:
 
 
 def test_dials_of_version_2_change_nothing_in_version_1() -> None:
-    other = replace(World(), headless=1.0, companions=1.0, camouflage=1.0, shading=1.0, cut=1.0)
-    one, two = draw(5, 3, World()), draw(5, 3, replace(other, overlap=0.0))
+    other = replace(WORLD_1, headless=1.0, companions=1.0, camouflage=1.0, shading=1.0, cut=1.0)
+    one, two = draw(5, 3, WORLD_1), draw(5, 3, replace(other, overlap=0.0))
     assert np.array_equal(one.image, two.image)
 
 
 def test_a_version_that_does_not_exist_is_named() -> None:
     with pytest.raises(ValueError, match="version is 3: choose one of 1, 2"):
         World(version=3)
-    for profile, version, right in (("mini-2", 1, "mini"), ("mini", 2, "mini-2")):
+    for profile, version, right in (("mini", 1, "mini-1"), ("mini-1", 2, "mini")):
         with pytest.raises(ValueError, match=f"version is {version}, .*: use profile {right}$"):
             with_settings(PROFILES[profile], {"version": version})
 
 
 def test_dials_of_the_second_world_have_no_effect_in_the_first() -> None:
-    with pytest.raises(ValueError, match="headless has no effect in version 1: use profile mini-2"):
-        with_settings(PROFILES["mini"], {"headless": 0.9})
-    assert with_settings(PROFILES["mini-2"], {"headless": 0.9}).world.headless == 0.9
+    with pytest.raises(ValueError, match="headless has no effect in version 1: use profile mini"):
+        with_settings(PROFILES["mini-1"], {"headless": 0.9})
+    assert with_settings(PROFILES["mini"], {"headless": 0.9}).world.headless == 0.9
 
 
 def test_voc_layout(tmp_path) -> None:
     counts = {"train": 3, "val": 2, "test": 1}
-    folder = write_voc(tmp_path / "world", counts, WORLD_2)
+    folder = write_voc(tmp_path / "world", counts, World())
     names = (folder / "ImageSets/Segmentation/train.txt").read_text().split()
     assert names == ["train_00000", "train_00001", "train_00002"]
     rows = (folder / "labels.csv").read_text().splitlines()
     assert rows[0] == "name,labels" and len(rows) == 7
-    scene = draw(SPLIT_SEEDS["train"], 1, WORLD_2)
+    scene = draw(SPLIT_SEEDS["train"], 1, World())
     assert rows[2] == f"train_00001,{';'.join(scene.classes)}"
     with Image.open(folder / "SegmentationClass/train_00001.png") as mask:
         assert mask.mode == "P"
         assert np.array_equal(np.array(mask), scene.mask)
     before = (folder / "labels.csv").stat().st_mtime_ns
-    assert write_voc(folder, counts, WORLD_2) == folder  # drawn once
+    assert write_voc(folder, counts, World()) == folder  # drawn once
     assert (folder / "labels.csv").stat().st_mtime_ns == before
 
 
@@ -283,14 +281,14 @@ def test_another_world_does_not_overwrite(tmp_path) -> None:
 
 def test_a_folder_from_before_version_2_is_named(tmp_path) -> None:
     """Its record has no version. A world of version 1 still opens it."""
-    folder = write_voc(tmp_path / "world", {"train": 1}, World())
+    folder = write_voc(tmp_path / "world", {"train": 1}, WORLD_1)
     record = json.loads((folder / "minivoc.json").read_text())
     old = ("size", "object_counts", "object_radius", "co_occurrence", "clutter", "occlusion")
     record["world"] = {name: record["world"][name] for name in (*old, "min_visible")}
     (folder / "minivoc.json").write_text(json.dumps(record))
-    assert write_voc(folder, {"train": 1}, World()) == folder
+    assert write_voc(folder, {"train": 1}, WORLD_1) == folder
     with pytest.raises(ValueError, match=r"version is 1 there and 2 here.*: move or delete it"):
-        write_voc(folder, {"train": 1}, WORLD_2)
+        write_voc(folder, {"train": 1}, World())
     (folder / "minivoc.json").write_text("{")
     with pytest.raises(ValueError, match=r"its minivoc.json is damaged"):
-        write_voc(folder, {"train": 1}, World())
+        write_voc(folder, {"train": 1}, WORLD_1)

@@ -142,7 +142,7 @@ def small_folder(folder, tags: list[str], *, masks: bool) -> None:
 def test_on_folders_as_people_have_them(name, tags, masks, tmp_path, monkeypatch, capsys) -> None:
     smoke = PROFILES["smoke"]
     small = replace(smoke.budget, crop=64, steps=1)
-    own = replace(PROFILES["folder"], backbone="MiniCLIP", weights="miniclip", long_side=64,
+    own = replace(PROFILES["folder"], backbone="MiniCLIP", weights="miniclip-v2", long_side=64,
                   statistics="own", decoder=smoke.decoder, budget=small)  # fmt: skip
     monkeypatch.setitem(PROFILES, "folder", own)
     small_folder(tmp_path / "own", tags, masks=masks)

@@ -18,16 +18,18 @@ from weclip_lib.world.pretrain import (
     learning_rate_factor,
     losses_of,
     mean_average_precision,
+    queries_and_keys,
     samples_before,
     step_losses,
     train,
     vocabulary,
+    write_page,
 )
-from weclip_lib.world.settings import MINICLIP_ROUNDS, WORLD_2, Phase, Pretraining
+from weclip_lib.world.settings import MINICLIP_ROUNDS, Phase, Pretraining, World
 
 TINY = Pretraining(
     seed=1000,
-    world=replace(WORLD_2, size=48),
+    world=World(size=48),
     pictures=12,
     shard=6,
     warmup=1,
@@ -65,6 +67,18 @@ def test_interrupted_training_ends_the_same(clip, tmp_path) -> None:
     assert [json.loads(line)["step"] for line in log] == [2, 4]
     shards = sorted(path.name for path in (tmp_path / "whole" / "pictures").iterdir())
     assert shards == ["000000.npz", "000006.npz"]
+
+
+def test_held_attention_stays(clip, tmp_path) -> None:
+    """Queries and keys keep their weights, values and all else learn."""
+    before = deepcopy(clip.visual.state_dict())
+    recipe = replace(TINY, hold_attention=True)
+    after = train(clip, recipe, tmp_path, lambda clip, stride: {"class_token_mAP": 0.0})
+    after, width = after.visual.state_dict(), clip.visual.conv1.out_channels
+    name = "transformer.resblocks.11.attn.in_proj_weight"
+    assert torch.equal(after[name][: 2 * width], before[name][: 2 * width])
+    assert not torch.equal(after[name][2 * width :], before[name][2 * width :])
+    assert [part.shape[0] for part in queries_and_keys(clip.visual)] == [2 * width] * 24
 
 
 def test_losses_by_hand(clip) -> None:
@@ -135,8 +149,8 @@ def test_schedule() -> None:
 
 def test_export(clip, tmp_path) -> None:
     val = {f"{p}_{s}": 0.5 for p in ("class_token", "patch_mean") for s in ("accuracy", "mAP")}
-    about = {"rounds": [asdict(TINY)], "world": asdict(WORLD_2), "samples": 3, "time": "1 minute"}
-    export(clip, tmp_path, {**about, "val": val})
+    about = {"rounds": [asdict(TINY)], "world": asdict(World()), "samples": 3, "time": "1 minute"}
+    write_page(tmp_path, export(clip, tmp_path, {**about, "val": val}))
     card = " ".join((tmp_path / "README.md").read_text().split())
     assert "3 samples of pictures with the seeds 1000, which" in card
     card = json.loads((tmp_path / "card.json").read_text())
@@ -146,14 +160,14 @@ def test_export(clip, tmp_path) -> None:
 
 def test_what_ships_is_what_its_card_says() -> None:
     """The card's recipe and world are the code's; its weights load, and know its words."""
-    card = json.loads((MINICLIPS["miniclip-2"] / "card.json").read_text())
+    card = json.loads((MINICLIPS["miniclip-v2"] / "card.json").read_text())
     assert card["rounds"] == json.loads(json.dumps([asdict(recipe) for recipe in MINICLIP_ROUNDS]))
-    assert card["world"] == json.loads(json.dumps(asdict(WORLD_2)))
+    assert card["world"] == json.loads(json.dumps(asdict(World())))
     assert card["samples"] == sum(samples_before(r.steps, r) for r in MINICLIP_ROUNDS)
     assert card["vocabulary"] == vocabulary()
-    assert load_backbone("MiniCLIP", "miniclip-2").vocabulary == set(vocabulary())
+    assert load_backbone("MiniCLIP", "miniclip-v2").vocabulary == set(vocabulary())
 
 
 def test_the_first_weights_still_load() -> None:
-    card = json.loads((MINICLIPS["miniclip"] / "card.json").read_text())
-    assert load_backbone("MiniCLIP", "miniclip").vocabulary == set(card["vocabulary"])
+    card = json.loads((MINICLIPS["miniclip-v1"] / "card.json").read_text())
+    assert load_backbone("MiniCLIP", "miniclip-v1").vocabulary == set(card["vocabulary"])

@@ -32,7 +32,7 @@ def shown() -> Picture:
 
 @pytest.fixture
 def pipeline() -> Pipeline:
-    return Pipeline(load_backbone("MiniCLIP", "miniclip"), MINIVOC)
+    return Pipeline(load_backbone("MiniCLIP", "miniclip-v2"), MINIVOC)
 
 
 def published(words) -> Settings:

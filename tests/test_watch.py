@@ -45,7 +45,7 @@ def test_the_command_line_watches_too(smoke_study, tmp_path) -> None:
     run = read_run(tmp_path)
     assert run.steps == [1, 2, 3, 4] and len(run.names) == 3
     assert "miou" in set(run.curve["metric"])
-    assert np.isin(run.predictions.numpy(), range(13)).all()
+    assert np.isin(run.predictions.numpy(), range(21)).all()
 
 
 def test_a_folder_without_watched_pictures_says_what_to_do(tmp_path) -> None:

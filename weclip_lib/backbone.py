@@ -269,6 +269,8 @@ def load_backbone(name: str, weights: str | Path, statistics: str = "own") -> Ba
     if problem := refusal(name):
         raise ValueError(problem)
     vocabulary = None
+    if weights == "miniclip":  # a name of before there were two
+        raise ValueError("weights are 'miniclip': give miniclip-v1 for what they taught, else v2")
     if weights in MINICLIPS:
         weights, vocabulary = miniclip_weights(weights)
     clip, own = load_pretrained(name, weights)

@@ -220,10 +220,10 @@ class Bench:
 
 @dataclass(frozen=True)
 class Pretrain:
-    """Draw pictures of MiniVOC 2, train MiniCLIP on them, score it, and write data/miniclip-2."""
+    """Draw pictures of MiniVOC, train MiniCLIP on them, score it, and write data/miniclip-v2."""
 
     work: Path = Path("runs/pretrain")  # folder of the saved state
-    out: Path | None = None  # folder of weights and card; default data/miniclip-2
+    out: Path | None = None  # folder of weights and card; default data/miniclip-v2
     processes: int = 2  # for drawing
     compile: bool = False  # faster; needs a C++ compiler
 

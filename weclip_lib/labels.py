@@ -198,8 +198,8 @@ COCO_BACKGROUNDS = tuple(name for name in VOC_BACKGROUNDS if name not in ("keybo
 
 # VOC's, in words of a small vocabulary.
 _PLAIN_WORDS = {"diningtable": "table", "pottedplant": "plant", "tvmonitor": "tv"}
-MINIVOC_2_CLASSES = tuple(_PLAIN_WORDS.get(name, name) for name in VOC_CLASSES)
-MINIVOC_CLASSES = (  # of version 1
+MINIVOC_CLASSES = tuple(_PLAIN_WORDS.get(name, name) for name in VOC_CLASSES)
+MINIVOC_1_CLASSES = (  # of version 1
     "aeroplane",
     "bird",
     "boat",
@@ -217,5 +217,5 @@ MINIVOC_BACKGROUNDS = ("grass", "sky", "water", "road", "wall", "sand", "snow", 
 
 VOC = LabelSet("VOC 2012", VOC_CLASSES, VOC_BACKGROUNDS, VOC_PROMPTS)
 COCO = LabelSet("COCO 2014", COCO_CLASSES, COCO_BACKGROUNDS, COCO_PROMPTS)
-MINIVOC_2 = LabelSet("MiniVOC 2", MINIVOC_2_CLASSES, MINIVOC_BACKGROUNDS)
 MINIVOC = LabelSet("MiniVOC", MINIVOC_CLASSES, MINIVOC_BACKGROUNDS)
+MINIVOC_1 = LabelSet("MiniVOC 1", MINIVOC_1_CLASSES, MINIVOC_BACKGROUNDS)

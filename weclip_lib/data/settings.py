@@ -78,7 +78,7 @@ def with_settings(profile: Profile, given: Mapping) -> Profile:
     changed = replace(profile, **own)
     idle = [n for n in DIALS if n in values and values[n] != getattr(profile.world, n)]
     if idle and changed.world.version == 1:
-        raise ValueError(f"{idle[0]} has no effect in version 1: use profile mini-2")
+        raise ValueError(f"{idle[0]} has no effect in version 1: use profile mini")
     if "crop" in values and not changed.augment:
         raise ValueError(
             f"crop has no effect in profile {profile.name}, which does not crop: set augment: true"

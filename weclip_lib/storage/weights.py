@@ -18,7 +18,10 @@ from weclip_lib.storage.files import in_a_line, reading
 from weclip_lib.storage.tensors import load_weights, read_tensors
 
 DATA = Path(__file__).resolve().parents[2] / "data"
-MINICLIPS = {tag: DATA / tag for tag in ("miniclip", "miniclip-2")}  # of MiniVOC 1 and 2
+MINICLIPS = {  # by version of MiniVOC; `round`: after less training
+    tag: DATA / tag
+    for tag in ("miniclip-v1", "miniclip-v2", "miniclip-v2-round-2", "miniclip-v2-round-3")
+}
 IN_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # names of open_clip
 MINICLIP_STATISTICS = ((0.5,) * 3, (64 / 255,) * 3)
 NOTHING_LOADED = "No pretrained weights loaded"  # a warning of open_clip; weights follow here
@@ -29,7 +32,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # (mean, std) by chann
 @cache
 def register_miniclip() -> None:
     """Register MiniCLIP with open_clip, by the configuration in the repository."""
-    open_clip.add_model_config(MINICLIPS["miniclip"] / "MiniCLIP.json")
+    open_clip.add_model_config(MINICLIPS["miniclip-v2"] / "MiniCLIP.json")
 
 
 def refusal(name: str) -> str | None:

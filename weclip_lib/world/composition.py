@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float
 
-from weclip_lib.labels import MINIVOC_2_CLASSES, MINIVOC_BACKGROUNDS
+from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
 from weclip_lib.world.outlines import CIRCLE, SUPERSAMPLE, Part, plain_shape, stamp
 from weclip_lib.world.scene import Scene, finish, places
 from weclip_lib.world.settings import World
@@ -205,7 +205,7 @@ def _pattern(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarr
 
 def _names(rng: np.random.Generator, count: int, world: World) -> list[str]:
     """Choose the classes of the objects; the second may be a companion of the first."""
-    names = [MINIVOC_2_CLASSES[i] for i in rng.choice(len(MINIVOC_2_CLASSES), count)]
+    names = [MINIVOC_CLASSES[i] for i in rng.choice(len(MINIVOC_CLASSES), count)]
     if count > 1 and rng.random() < world.companions:
         names[1] = str(rng.choice(COMPANIONS[names[0]]))
     return names
@@ -214,7 +214,7 @@ def _names(rng: np.random.Generator, count: int, world: World) -> list[str]:
 def _clutter(rng: np.random.Generator, world: World) -> tuple[list[Part], bool]:
     """Return a shape of no class, and if it is an object without its telling part."""
     if rng.random() < world.headless:
-        return SHAPES[MINIVOC_2_CLASSES[rng.integers(len(MINIVOC_2_CLASSES))]].shared(rng), True
+        return SHAPES[MINIVOC_CLASSES[rng.integers(len(MINIVOC_CLASSES))]].shared(rng), True
     return plain_shape(rng, int(rng.integers(3))), False
 
 
@@ -273,5 +273,5 @@ def compose(rng: np.random.Generator, world: World) -> Scene:
     canvas.telling &= np.array([False, *counts])[canvas.top]
     objects = list(zip(names, counts.tolist(), strict=True))
     return finish(
-        rng, canvas.image, canvas.top, canvas.telling, objects, background, MINIVOC_2_CLASSES
+        rng, canvas.image, canvas.top, canvas.telling, objects, background, MINIVOC_CLASSES
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from weclip_lib.labels import MINIVOC_BACKGROUNDS, MINIVOC_CLASSES
+from weclip_lib.labels import MINIVOC_1_CLASSES, MINIVOC_BACKGROUNDS
 from weclip_lib.world.outlines import CIRCLE, SUPERSAMPLE, Part, stamp
 from weclip_lib.world.scene import Scene, finish, places
 from weclip_lib.world.settings import World
@@ -112,7 +112,7 @@ class _Canvas:
 def compose(rng: np.random.Generator, world: World) -> Scene:
     """Draw a picture of version 1."""
     count = 1 + rng.choice(3, p=world.object_counts)
-    names = [MINIVOC_CLASSES[i] for i in rng.choice(len(MINIVOC_CLASSES), count)]
+    names = [MINIVOC_1_CLASSES[i] for i in rng.choice(len(MINIVOC_1_CLASSES), count)]
     usual = rng.random() < world.co_occurrence
     anywhere = MINIVOC_BACKGROUNDS[rng.integers(len(MINIVOC_BACKGROUNDS))]
     background = USUAL_BACKGROUND[names[0]] if usual else anywhere
@@ -137,4 +137,4 @@ def compose(rng: np.random.Generator, world: World) -> Scene:
     seen = np.bincount(canvas.top.ravel(), minlength=count + 1)[1 : count + 1]
     visible = seen >= np.maximum(world.min_visible * np.array(areas), world.size**2 / 256)
     objects = list(zip(names, visible.tolist(), strict=True))
-    return finish(rng, canvas.image, canvas.top, None, objects, background, MINIVOC_CLASSES)
+    return finish(rng, canvas.image, canvas.top, None, objects, background, MINIVOC_1_CLASSES)

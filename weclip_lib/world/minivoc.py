@@ -23,7 +23,7 @@ from weclip_lib.storage.files import locked, whole
 from weclip_lib.storage.pictures import write_mask
 from weclip_lib.world import composition, composition_1
 from weclip_lib.world.scene import Scene
-from weclip_lib.world.settings import World
+from weclip_lib.world.settings import WORLD_1, World
 
 DRAWING_VERSION = 1  # to be raised when the same seed and World give another picture than before
 SPLIT_SEEDS = {"train": 1, "val": 2, "test": 3}  # settings.Pretraining has other seeds
@@ -80,7 +80,7 @@ def _differences(record: Path, recipe: dict) -> str:
         return f"it has no {record.name}"
     try:
         drawn = json.loads(record.read_text())
-        before = asdict(World()) | drawn.pop("world") | drawn
+        before = asdict(WORLD_1) | drawn.pop("world") | drawn
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"its {record.name} is damaged"
     now = recipe["world"] | {name: recipe[name] for name in ("counts", "drawing")}

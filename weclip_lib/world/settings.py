@@ -19,17 +19,21 @@ class World:
     change nothing in version 1.
     """
 
-    version: int = 1  # 1: twelve classes; 2: twenty
+    version: int = 2  # 1: twelve classes; 2: twenty
     size: int = 160  # pixels a side: 20x20 patches of 8, as 320/16 in the paper
-    object_counts: tuple[float, float, float] = (0.4, 0.4, 0.2)  # chance of 1, 2, 3 objects
-    object_radius: tuple[float, float] = (0.2, 0.44)  # half the size, of the picture's side
+    object_counts: tuple[float, float, float] = (
+        0.6,
+        0.3,
+        0.1,
+    )  # of 1, 2, 3 objects; mostly one, as in VOC
+    object_radius: tuple[float, float] = (0.3, 0.48)  # half the size, of the picture's side
     co_occurrence: float = 0.35  # chance that the first object has its usual background
     clutter: float = 0.5  # chance of one to three shapes of no class behind the objects
     occlusion: float = 0.25  # chance, per object, of clutter in front of it
     min_visible: float = 0.35  # part of its area; an object with less is ignored and gives no label
-    headless: float = 0.5  # chance that clutter is an object without its telling part
+    headless: float = 0.3  # chance that clutter is an object without its telling part
     companions: float = 0.35  # chance that the second object is the first's usual companion
-    camouflage: float = 0.3  # chance, per object, of the ground's colour and texture on its body
+    camouflage: float = 0.15  # chance, per object, of the ground's colour and texture on its body
     shading: float = 0.5  # strength of light and texture: colours alone draw no outline; 0: flat
     cut: float = 0.15  # chance, per object, that the border cuts it: not every object is whole
     overlap: float = 0.7  # least distance of objects, of the sum of radii; 1: apart; 0: anywhere
@@ -48,14 +52,23 @@ class World:
                 in_range(name, value, 0.0 if top == 1 else 0.05, top)
 
 
-# Objects of parts, of which one tells the class; the first world's objects are a little larger.
-WORLD_2 = World(version=2, object_radius=(0.15, 0.46))
+WORLD_1 = World(
+    version=1,
+    object_counts=(0.4, 0.4, 0.2),
+    object_radius=(0.2, 0.44),
+    headless=0.5,
+    camouflage=0.3,
+)
+# What MiniCLIP learns from: more and smaller objects, and more difficulties, than in a data set.
+WIDE = World(
+    object_counts=(0.4, 0.4, 0.2), object_radius=(0.15, 0.46), headless=0.5, camouflage=0.3
+)
 
 
 # Large single objects in plain view: what MiniCLIP sees first. It learns shapes from them in a
 # tenth of the steps that it needs among clutter.
 EASY = replace(
-    WORLD_2,
+    WIDE,
     object_counts=(1.0, 0.0, 0.0),
     object_radius=(0.3, 0.46),
     clutter=0.0,
@@ -79,11 +92,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Settings of a round of MiniCLIP's training; data/miniclip-2/MiniCLIP.json has the model's."""
+    """Settings of a round of MiniCLIP's training; data/miniclip-v2/MiniCLIP.json sets the model."""
 
     phases: tuple[Phase, ...]
     seed: int  # for the pictures and everything random; no split uses it
-    world: World = WORLD_2
+    world: World = WIDE
     pictures: int = 60_000  # drawn once, then sampled without replacement in each epoch
     shard: int = 1_000  # pictures a file
     warmup: int = 100  # steps
@@ -91,6 +104,7 @@ class Pretraining:
     lr_matrices: float = 6e-3  # Muon
     lr_others: float = 1.5e-3  # AdamW
     weight_decay: float = 0.01
+    hold_attention: bool = False  # whether queries and keys stay as they are
     info_nce: float = 0.3  # weight of pictures against captions
     phrases: float = 1.0  # weight of pictures against phrases
     checkpoint_every: int = 500  # steps
@@ -120,5 +134,13 @@ MINICLIP_ROUNDS = (
         seed=1000,
         phases=(Phase(until=7500, stride=2, size=112, kept=130, batch=64),),
         decay=2000,
+    ),
+    Pretraining(
+        seed=1001,
+        phases=(Phase(until=3000, stride=1, size=112, kept=98, batch=64),),
+        decay=2900,
+        lr_matrices=3e-3,
+        lr_others=8e-4,
+        hold_attention=True,  # if it learns, twelve blocks attend worse to objects than six
     ),
 )

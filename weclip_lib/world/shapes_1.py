@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from weclip_lib.labels import MINIVOC_CLASSES
+from weclip_lib.labels import MINIVOC_1_CLASSES
 from weclip_lib.world.outlines import Part, box, ellipse, limb, plain_shape, polygon
 
 
@@ -198,7 +198,7 @@ def clutter(rng: np.random.Generator) -> list[Part]:
     kind = int(rng.integers(4))
     if kind < 3:
         return plain_shape(rng, kind)
-    parts = SHAPES[MINIVOC_CLASSES[rng.integers(len(MINIVOC_CLASSES))]](rng)
+    parts = SHAPES[MINIVOC_1_CLASSES[rng.integers(len(MINIVOC_1_CLASSES))]](rng)
     points, role = parts[rng.integers(len(parts))]
     centred = points - (points.max(0) + points.min(0)) / 2
     return [(centred * 0.8 / np.abs(centred).max(), role)]
