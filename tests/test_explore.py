@@ -101,6 +101,8 @@ def test_a_control_changes_what_comes_after_it(cams) -> None:
 
 
 def test_the_cam_of_a_typed_class_peaks_inside_its_mask(cams, pictures) -> None:
+    """Chance would be a quarter. A CAM may peak on another object: it is no mask."""
+    inside = []
     for number, one in enumerate(pictures):
         cams.gallery.choice.cell = number
         for word in one.tags:
@@ -108,8 +110,8 @@ def test_the_cam_of_a_typed_class_peaks_inside_its_mask(cams, pictures) -> None:
             cam = cams.stages.cam[0]
             y, x = divmod(int(cam.argmax()), cam.shape[1])
             patch = one.mask[8 * y : 8 * y + 8, 8 * x : 8 * x + 8]
-            inside = patch == 1 + MINIVOC.classes.index(word)
-            assert inside.any(), (one.name, word)
+            inside.append((patch == 1 + MINIVOC.classes.index(word)).any())
+    assert len(inside) >= 4 and np.mean(inside) >= 0.75
 
 
 def test_a_word_that_is_switched_off_leaves_the_label(cams, pictures) -> None:

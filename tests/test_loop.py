@@ -221,11 +221,11 @@ def test_checkpoints_of_another_run_say_what_differs(backbone, world, tmp_path) 
     train_here(backbone, world, options)
     with pytest.raises(ValueError, match=r"budget\.steps was 4 and is 5: choose another --out"):
         train_here(backbone, world, options, budget=replace(BUDGET, steps=5))
-    words = replace(SMOKE.labels, prompts={"cat": "bird fish"})
+    words = replace(SMOKE.labels, prompts={"cat": "bird dog"})
     other = WeCLIP(backbone, words, build(backbone).method, SMOKE.decoder)
     source = AugmentedSource(LabelledImages(world, "train", SMOKE.labels), BUDGET.crop)
     with pytest.raises(
-        ValueError, match=r"class prompts \(classes\.csv\): 'bird fish' added and 'cat' rem"
+        ValueError, match=r"class prompts \(classes\.csv\): 'bird dog' added and 'cat' rem"
     ):
         train_decoder(other, source, BUDGET, seed=3, options=options)
 
