@@ -438,11 +438,7 @@ testing, and for nothing in the real world.
 `miniclip-v2-round-2` and `miniclip-v2-round-3`, each with a `card.json`. `miniclip-v1` belongs to
 MiniVOC 1.
 
-**Tried and dropped.** The whole world from the start, with the class token: mAP 0.25 after 192,000
-samples. The same with the mean patch: 0.24 after 96,000. The large single objects with the mean
-patch: 0.30 after 96,000 samples, measured on the whole world, which it had not seen; so they come
-first. MiniVOC 1's MiniCLIP had two rounds in which patches voted for phrases: its CAMs covered
-whole objects, which CLIP's do not, so attention and refinement had nothing left to add.
+[What was tried](TRIED.md) before world and weights were frozen, and why they are as they are.
 
 Its vocabulary: {words}.
 """
