@@ -38,8 +38,8 @@ def trained_on(device: torch.device, study: Study, work) -> dict[str, list]:
     """Train with labels of both kinds, and score; the results as plain numbers."""
     here = Study(study.setting, study.folder, work, pictures=8, device=device)
     variant = Variant("RFM", method={"rfm_start": 0.5})
-    run = here.train_decoder(variant, BUDGET, 0, watched_rows=[0, 1])
-    full = here.train_decoder(Variant("masks", masks=1.0), BUDGET, 0)
+    run = here.train_decoder(variant, BUDGET, 1, watched_rows=[0, 1])
+    full = here.train_decoder(Variant("masks", masks=1.0), BUDGET, 1)
     tables, _ = here.confusions({("a", 0): run, ("b", 0): full}, "val", every_scale=True)
     images = here.masked("train", 2)
     return {
@@ -94,7 +94,7 @@ def test_masks_of_pictures_there_equal_those_here(smoke_study) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")  # it is copied
 @pytest.mark.rehearsal
-@pytest.mark.parametrize("number", ["00", "01", "02", "03", "04", "05", "07", "08", "09", "10"])
+@pytest.mark.parametrize("number", ["00", "01", "02", "03", "04", "05", "07", "08", "09", "10", "11"])
 def test_notebooks_run_there(number, smoke_study, tmp_path, monkeypatch) -> None:
     """In this process, so that the far device is there; nothing may be left on the wrong one."""
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")

@@ -104,7 +104,7 @@ def test_what_differs_from_the_published_code() -> None:
     found = reproduce.differences(with_settings(official(voc), {"box_threshold": 0.5}))
     assert found.values.tolist() == [["box_threshold", "0.5", "0.4"]]
     mini = reproduce.differences(official(get_profile("mini"))).set_index("setting")
-    assert mini.loc["steps"].tolist() == ["160", "30000"]
+    assert mini.loc["steps"].tolist() == ["600", "30000"]
     assert {"backbone", "crop", "dim", "rfm_layers"} <= set(mini.index)
 
 

@@ -43,7 +43,7 @@ def test_all_pages_link_up_and_need_nothing_from_elsewhere(whole_site) -> None:
     assert {"index.html", "01_cam_generation.html", "exercises/01_cam_generation.html"} <= {
         str(page) for page in pages
     }
-    assert len(pages) == 1 + 2 * 11 + len(site.PAGES)
+    assert len(pages) == 1 + 2 * 12 + len(site.PAGES)
     for page in pages:
         text = (whole_site / page).read_text()
         assert "<script" not in text and "MATHML" not in text
