@@ -22,6 +22,13 @@ def test_loading_says_nothing(caplog) -> None:
     assert caplog.text == ""
 
 
+def test_the_old_name_of_the_weights_is_explained() -> None:
+    """A decoder from before MiniVOC 2 names them so; the other weights would give wrong masks."""
+    with pytest.raises(ValueError, match="give miniclip-v1 .for a decoder or a run from before"):
+        load_backbone("MiniCLIP", "miniclip")
+    load_backbone("MiniCLIP", "miniclip-v1")
+
+
 def test_equals_open_clip(miniclip) -> None:
     """All blocks by our walk, against open_clip's own encode_image."""
     images = torch.randn(2, 3, 112, 112)

@@ -94,7 +94,9 @@ def test_masks_of_pictures_there_equal_those_here(smoke_study) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")  # it is copied
 @pytest.mark.rehearsal
-@pytest.mark.parametrize("number", ["00", "01", "02", "03", "04", "05", "07", "08", "09", "10", "11"])
+@pytest.mark.parametrize(
+    "number", ["00", "01", "02", "03", "04", "05", "07", "08", "09", "10", "11"]
+)
 def test_notebooks_run_there(number, smoke_study, tmp_path, monkeypatch) -> None:
     """In this process, so that the far device is there; nothing may be left on the wrong one."""
     (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")

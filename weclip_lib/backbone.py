@@ -270,7 +270,10 @@ def load_backbone(name: str, weights: str | Path, statistics: str = "own") -> Ba
         raise ValueError(problem)
     vocabulary = None
     if weights == "miniclip":  # a name of before there were two
-        raise ValueError("weights are 'miniclip': give miniclip-v1 for what they taught, else v2")
+        raise ValueError(
+            "weights are 'miniclip', which are two now: give miniclip-v1 (for a decoder or a run from "
+            "before that) or miniclip-v2"
+        )
     if weights in MINICLIPS:
         weights, vocabulary = miniclip_weights(weights)
     clip, own = load_pretrained(name, weights)
