@@ -24,7 +24,7 @@ def test_loading_says_nothing(caplog) -> None:
 
 def test_the_old_name_of_the_weights_is_explained() -> None:
     """A decoder from before MiniVOC 2 names them so; the other weights would give wrong masks."""
-    with pytest.raises(ValueError, match="give miniclip-v1 .for a decoder or a run from before"):
+    with pytest.raises(ValueError, match="give miniclip-v1, if a decoder or run from before"):
         load_backbone("MiniCLIP", "miniclip")
     load_backbone("MiniCLIP", "miniclip-v1")
 

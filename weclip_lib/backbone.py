@@ -271,8 +271,8 @@ def load_backbone(name: str, weights: str | Path, statistics: str = "own") -> Ba
     vocabulary = None
     if weights == "miniclip":  # a name of before there were two
         raise ValueError(
-            "weights are 'miniclip', which are two now: give miniclip-v1 (for a decoder or a run from "
-            "before that) or miniclip-v2"
+            "weights are 'miniclip', which are two now: give miniclip-v1, if a decoder or run from "
+            "before names them so, or miniclip-v2"
         )
     if weights in MINICLIPS:
         weights, vocabulary = miniclip_weights(weights)

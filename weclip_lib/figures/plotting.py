@@ -1,5 +1,6 @@
 """Draw pictures, label maps, heat maps, curves and bars. Only this module uses matplotlib."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from io import BytesIO
@@ -17,6 +18,7 @@ from torch import Tensor
 from weclip_lib.labels import IGNORE_INDEX, LabelSet
 
 TILE = 1.7  # inches a picture
+LEGEND_COLUMNS = 7
 HEAT = "magma"  # colours of maps in [0, 1]
 # Background is black. People with common colour blindness tell these twelve hues apart best.
 PALETTE = np.array(
@@ -99,8 +101,10 @@ def image_grid(
         labels: Adds a legend of the class colours.
     """
     height, width = len(rows), max(len(row) for row in rows)
+    lines = math.ceil((labels.class_count + 1) / LEGEND_COLUMNS) if labels else 0
+    tall, below = TILE * height + 0.5, 0.2 * lines + 0.15
     figure, axes = plt.subplots(
-        height, width, figsize=(TILE * width, TILE * height + 0.5), squeeze=False
+        height, width, figsize=(TILE * width, tall + below - 0.55), squeeze=False
     )
     for row, line in zip(axes, rows, strict=True):
         for axis in row:
@@ -122,11 +126,11 @@ def image_grid(
         figure.legend(
             handles=[*handles, Patch(fc="white", ec="0.6", label="ignored")],
             loc="lower center",
-            ncols=7,
+            ncols=LEGEND_COLUMNS,
             fontsize=8,
             frameon=False,
         )
-    figure.tight_layout(rect=(0, 0.55 / (TILE * height + 0.5) if labels else 0, 1, 1))
+    figure.tight_layout(rect=(0, below / (tall + below - 0.55) if labels else 0, 1, 1))
     return figure
 
 
