@@ -77,7 +77,7 @@ def test_maps_are_autograds_one_target_at_a_time(quick_gelu, layer_scale, number
 
 @pytest.fixture(scope="module")
 def backbone():
-    return load_backbone("MiniCLIP", "miniclip-v2")
+    return load_backbone("MiniCLIP", "miniclip-v1")
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +167,7 @@ def test_a_ragged_batch_equals_its_pictures_one_by_one(backbone) -> None:
         assert_close(together.probabilities[one], alone.probabilities, atol=3e-6, rtol=0)
         assert_close(together.attention[one], alone.attention, atol=3e-6, rtol=0)
         assert torch.equal(label[one], pseudo_label(together.cam[one], images[one], RAGGED[one]))
-    peaks = together.cam.amax(dim=(-2, -1))
-    assert peaks[RAGGED == 0].eq(0).all() and peaks[RAGGED > 0].gt(0.9).any()
+    assert together.cam.amax(dim=(-2, -1)).gt(0.9).equal(RAGGED > 0)
     assert together.probabilities[:, :5].gt(0).equal(RAGGED > 0)
     assert_close(together.probabilities.sum(dim=1), torch.ones(5))
     assert not label[1].any()

@@ -13,7 +13,8 @@ from weclip_lib.explore.affinities import Affinities
 from weclip_lib.explore.explorers import AffinityExplorer, CamExplorer
 from weclip_lib.explore.stages import Pipeline
 from weclip_lib.figures.plotting import close
-from weclip_lib.labels import MINIVOC
+from weclip_lib.labels import MINIVOC, MINIVOC_1
+from weclip_lib.world.settings import WORLD_1
 
 FILES = {
     "notes.txt": (b"no picture at all", "notes.txt cannot be read"),
@@ -100,9 +101,12 @@ def test_a_control_changes_what_comes_after_it(cams) -> None:
     assert cams.settings().steps == 2 and cams.with_backgrounds.value
 
 
-def test_the_cam_of_a_typed_class_peaks_inside_its_mask(cams, pictures) -> None:
-    """Chance would be a quarter. A CAM may peak on another object: it is no mask."""
-    inside = []
+def test_the_cam_of_a_typed_class_peaks_inside_its_mask() -> None:
+    """In the first world, whose MiniCLIP has trained patches: any peak elsewhere is an error."""
+    found = [drawn(index, WORLD_1) for index in range(40)]
+    pictures = [one for one in found if len(one.tags) == 2][:3]
+    first = Pipeline(load_backbone("MiniCLIP", "miniclip-v1"), MINIVOC_1)
+    cams = CamExplorer(first, METHOD, pictures)
     for number, one in enumerate(pictures):
         cams.gallery.choice.cell = number
         for word in one.tags:
@@ -110,8 +114,8 @@ def test_the_cam_of_a_typed_class_peaks_inside_its_mask(cams, pictures) -> None:
             cam = cams.stages.cam[0]
             y, x = divmod(int(cam.argmax()), cam.shape[1])
             patch = one.mask[8 * y : 8 * y + 8, 8 * x : 8 * x + 8]
-            inside.append((patch == 1 + MINIVOC.classes.index(word)).any())
-    assert len(inside) >= 4 and np.mean(inside) >= 0.75
+            inside = patch == 1 + MINIVOC_1.classes.index(word)
+            assert inside.any(), (one.name, word)
 
 
 def test_a_word_that_is_switched_off_leaves_the_label(cams, pictures) -> None:

@@ -16,12 +16,13 @@ from weclip_lib.explore.stages import Picture, Pipeline, Settings
 from weclip_lib.labels import IGNORE_INDEX, MINIVOC
 from weclip_lib.ops.affinity import box_mask, min_max, propagate_cam, transition_matrix
 from weclip_lib.world.minivoc import draw
+from weclip_lib.world.settings import World
 
 METHOD = Method()
 
 
-def drawn(index: int) -> Picture:
-    scene = draw(77, index)
+def drawn(index: int, world: World = World()) -> Picture:
+    scene = draw(77, index, world)
     return Picture(f"drawn {index}", scene.image, scene.classes, scene.mask)
 
 

@@ -102,10 +102,9 @@ def image_grid(
     """
     height, width = len(rows), max(len(row) for row in rows)
     lines = math.ceil((labels.class_count + 1) / LEGEND_COLUMNS) if labels else 0
-    tall, below = TILE * height + 0.5, 0.2 * lines + 0.15
-    figure, axes = plt.subplots(
-        height, width, figsize=(TILE * width, tall + below - 0.55), squeeze=False
-    )
+    legend = 0.15 + 0.2 * lines  # inches
+    tall = TILE * height + max(0.5, legend - 0.05)
+    figure, axes = plt.subplots(height, width, figsize=(TILE * width, tall), squeeze=False)
     for row, line in zip(axes, rows, strict=True):
         for axis in row:
             axis.set(xticks=[], yticks=[])
@@ -130,7 +129,7 @@ def image_grid(
             fontsize=8,
             frameon=False,
         )
-    figure.tight_layout(rect=(0, below / (tall + below - 0.55) if labels else 0, 1, 1))
+    figure.tight_layout(rect=(0, legend / tall if labels else 0, 1, 1))
     return figure
 
 

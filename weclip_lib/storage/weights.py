@@ -15,11 +15,11 @@ from torch import nn
 
 from weclip_lib.storage.archive import OPENAI_NUMBERS
 from weclip_lib.storage.files import in_a_line, reading
+from weclip_lib.storage.provenance import ROOT
 from weclip_lib.storage.tensors import load_weights, read_tensors
 
-DATA = Path(__file__).resolve().parents[2] / "data"
 MINICLIPS = {  # by version of MiniVOC; `round`: after less training
-    tag: DATA / tag
+    tag: ROOT / "data" / tag
     for tag in ("miniclip-v1", "miniclip-v2", "miniclip-v2-round-2", "miniclip-v2-round-3")
 }
 IN_FOLDER = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # names of open_clip

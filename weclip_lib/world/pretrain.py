@@ -418,9 +418,7 @@ background (as in SigLIP). Nothing asks a patch for anything. The first rounds s
 objects in plain view, and take the mean patch as the embedding; from the second round on it is the
 class token. Every second block learns first. In the last round the others join, with outputs of
 zero, each before a trained one. The recipe is `weclip_lib/world/settings.py` (`MINICLIP_ROUNDS`)
-with `pretrain.py` beside it. The shipped run differs from it in two points: rounds 1 to 3 trained
-the blocks 0, 2, 4, ... and moved them to 1, 3, 5, ..., and round 4 started from weights of half
-precision.
+with `pretrain.py` beside it.
 
 **What it knows.** Twenty classes and eight backgrounds, in sentences like its captions. **It knows
 no other word**: a prompt outside its vocabulary gives a vector that means nothing, and the library
@@ -503,7 +501,10 @@ def run(arguments: Pretrain) -> None:
         how = {"processes": arguments.processes, "compile_blocks": arguments.compile}
         clip = train(clip, recipe, folder, evaluate, **how)
         log += [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        whole_clip = clip if stride == 1 else deepcopy(clip)
+        last = number == len(MINICLIP_ROUNDS)
+        if not last and number not in SHIPPED_ROUNDS:
+            continue
+        whole_clip = deepcopy(clip)
         if stride > 1:
             grow(whole_clip.visual)
         done = MINICLIP_ROUNDS[:number]
@@ -514,7 +515,6 @@ def run(arguments: Pretrain) -> None:
             "time": f"{sum(entry['seconds'] for entry in log) // 60} min on {os.cpu_count()} cores",
             "val": evaluate(whole_clip, 1),
         }
-        if number == len(MINICLIP_ROUNDS):
-            write_page(out, export(whole_clip, out, card))
-        elif number in SHIPPED_ROUNDS:
-            export(whole_clip, out.with_name(f"{out.name}-round-{number}"), card)
+        place = out if last else out.with_name(f"{out.name}-round-{number}")
+        card = export(whole_clip, place, card)
+    write_page(out, card)
